@@ -1,17 +1,17 @@
 # Every target sets up what it needs. `make` alone lists them.
-# The newest Python that the project serves and that runs here (a version manager's name for one may not).
+# The newest supported Python that works here (a version manager may put a name on the path that does not).
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
 	$$python -c "import ensurepip, venv" >/dev/null 2>&1 && echo $$python && break; done)
-# The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
+# Use the CUDA lock if a GPU is present, else the CPU lock; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
-# Its driver's major version, and the oldest that the lock's torch runs with.
+# The driver's major version, and the oldest one that the torch in the lock supports.
 DRIVER = $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1 | grep -x '[0-9]*')
 OLDEST_DRIVER := 580
 RUN := .venv/bin/python
-# Python compiles what it imports, once. For pip to compile everything takes longer than the rest of the installation.
-# Its progress is shown to a person, and not to a log.
+# Python compiles modules on first import. Letting pip compile all of them takes longer than the rest of the
+# installation. Progress is shown on a terminal but not in a log.
 PIP := $(RUN) -m pip install --no-deps --no-compile --disable-pip-version-check $(shell test -t 2 || echo --quiet)
-# Forbidden to keep what they compiled, a hundred processes of the tests would compile the same libraries.
+# With this variable set, each of the hundred processes that the tests start would compile the same libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 ACTIVATE := "activate with  source .venv/bin/activate ; then  rl-engine  lists the commands"
@@ -42,12 +42,12 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
-# A thread each: on two cores that is twice as fast as two threads. Four, since they often wait for processes that they
-# have started; on a card one, for the engines of several would not fit beside each other.
+# One thread per worker: on two cores that is twice as fast as two threads. Four workers, because they often wait for
+# processes that they started; one worker on a card, where the engines of several would not fit.
 unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),4,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
-# Each sweep goes on where it stopped.
+# Each sweep resumes where it stopped.
 CLAIMS := batch_rank starts batch second_task second_task_rl rates layers numbers capacity layers_sft
 claims: .venv/project ## test the claims of LoRA Without Regret on the embedded model (hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
@@ -63,7 +63,7 @@ lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 embedded: .venv/project ## rebuild the embedded model from random weights, in runs/embedded (half an hour)
 	$(RUN) -m rl_engine.sft.embedded
 
-# Not --quiet, with which warnings are neither shown nor counted as errors.
+# No --quiet: it hides warnings and keeps --strict from treating them as errors.
 docs: .venv-docs/tools ## build the documentation into site/, to be opened in a browser; what is broken is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "open site/index.html"
@@ -71,8 +71,8 @@ docs: .venv-docs/tools ## build the documentation into site/, to be opened in a 
 clean: ## remove the environments and caches, keep runs/
 	rm -rf .venv .venv-docs site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# torch for the CPU has a version of its own (+cpu) that the public index lacks. PyTorch's index is asked for it alone,
-# and only when pip's own sources do not have it: an index that cannot be reached makes pip retry for every package.
+# The CPU build of torch has its own version (+cpu), which the public index lacks. PyTorch's index is used for torch
+# only, and only if pip's configured sources lack it: pip would retry an unreachable index for every package.
 .venv/engine: requirements/$(DEVICE).txt
 	@test -x $(RUN) || $(NEED_PYTHON)
 	@test $(DEVICE) = cpu || test "$(DRIVER)" = "" || test "$(DRIVER)" -ge $(OLDEST_DRIVER) || { \
@@ -85,7 +85,7 @@ clean: ## remove the environments and caches, keep runs/
 	$(PIP) -r requirements/$(DEVICE).txt
 	@touch $@
 
-# The project itself, so that its commands are there from any directory.
+# The project itself, so that its commands work from any directory.
 .venv/project: .venv/engine pyproject.toml
 	$(PIP) --quiet --no-build-isolation --editable .
 	@touch $@
@@ -95,7 +95,7 @@ clean: ## remove the environments and caches, keep runs/
 	$(PIP) -r requirements/dev.txt
 	@touch $@
 
-# An environment of its own: the API reference is read from the sources, and needs nothing that they import.
+# A separate environment: the API reference is extracted from the sources and needs none of their imports.
 .venv-docs/tools: requirements/docs.txt
 	@$(NEED_PYTHON)
 	@echo "setting up .venv-docs: $$(grep -c == $<) packages, half a minute"

@@ -1,7 +1,7 @@
-"""What the pages are on the site that they are not as files: functions that MkDocs calls while it builds.
+"""Hooks that MkDocs calls while it builds, for what differs between the pages on the site and the files in docs/.
 
-A link to a file outside docs/, as `../configs/math.yaml`, opens that file on a code host; here it opens a page with the
-file in it, at its top, wherever in the file the link leads. Nothing on a page is fetched from a network.
+On a code host, a link to a file outside docs/ such as `../configs/math.yaml` opens that file. On the site it opens a
+page that contains the file, at the top even if the link has an anchor. Pages load nothing from the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FETCHED = re.compile(
     rb"|<link\b(?=[^>]*\brel=\"?(?:stylesheet|icon|preload|preconnect))[^>]*\bhref=\"?(?:https?:)?//"
     rb"|@import|url\([\"']?(?:https?:)?//"
 )
-"""What a browser fetches when it opens a page; links that a reader may follow are not among it."""
+"""Matches what a browser fetches when it opens a page, but not links for the reader to follow."""
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -38,8 +38,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Point the links at those pages, and write code in tables as Python-Markdown reads it: `a|b` there is `a\\|b` on a
-    code host."""
+    """Point links at those pages, and unescape code in tables for Python-Markdown: code hosts need `a\\|b` for
+    `a|b`."""
     here = page.file.src_uri
     folder = posixpath.dirname(here)
     for link, path in _targets(here, markdown).items():
@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_build(*, config: Any) -> None:
-    """Raises `PluginError` where a page would fetch something from a network to be read."""
+    """Raises `PluginError` if a page would load something from the network."""
     for file in sorted(Path(config.site_dir).rglob("*")):
         if file.suffix in (".html", ".css") and (found := FETCHED.search(file.read_bytes())):
             raise PluginError(f"{file} cannot be read without a network: {found[0].decode()}")
@@ -60,7 +60,7 @@ def _linked(page: str, markdown: str) -> set[str]:
 
 
 def _targets(page: str, markdown: str) -> dict[str, str]:
-    """Link → the path of the file in the repository, of those that lead to one outside docs/."""
+    """Link → path in the repository, for links to files outside docs/."""
     found = {}
     for file, anchor in LINK.findall(markdown):
         path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), file))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CommandError", "Run", "evaluate", "load_config", "read_run", "train", "train_steps"]
 
-# `train` is not among them: the package of that name is what is called.
+# `train` is not in this table: the package of that name is itself callable.
 _HOMES = {
     "CommandError": "rl_engine.api.process",
     "Run": "rl_engine.api.run",

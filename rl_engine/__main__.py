@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that the first argument names; without one list them all."""
+    """Run the command named by the first argument; without arguments, list all commands."""
     leave_while_loading()
     _, *arguments = sys.argv
     if not arguments or arguments[0] in ("--help", "-h", "help"):
@@ -35,21 +35,21 @@ def main() -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        from rewards.command import say_error  # for the sake of a quick start, only here
+        from rewards.command import say_error  # imported here to keep start-up fast
         from rl_engine.config.hints import near
 
         found = near(name, COMMANDS)
         hint = f"; did you mean {found}?" if found else f": they are {', '.join(COMMANDS)}"
         say_error(f"there is no command {name!r}{hint}", 2)
         sys.exit(2)
-    # A reward function of the user's own is found in the current directory, as with `python -m`.
+    # A user's reward function is found in the current directory, as with `python -m`.
     sys.path.append(str(Path.cwd()))
     sys.argv = [f"rl-engine {name}", *rest]
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 
 
 def show_commands() -> None:
-    """One line a command."""
+    """Print one line per command."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What the commands of rl_engine share: options, hints with errors of the system and for lack of memory, the ranks."""
+"""What the commands of rl_engine share: options, hints for system errors and out-of-memory errors, ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KeepOld = Annotated[
 
 
 def contradiction(beginning: Beginning) -> str | None:
-    """What cannot be asked for together, for people."""
+    """The message for options that exclude each other; None if they are consistent."""
     if beginning.resume and beginning.overwrite:
         return "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
     if beginning.keep_old and not beginning.overwrite:
@@ -54,22 +54,22 @@ UNTRAINED = "nothing was trained"
 
 
 def what_is_saved(config: Config | SftConfig) -> str:
-    """What a run that ended before its time has left, for people."""
+    """The message on what a run that ended early has saved."""
     if can_be_resumed(config):
         return "What was saved before stands: --resume continues it."
     return "No checkpoint of this run was saved."
 
 
 class RunFailedError(RuntimeError):
-    """Training ended before its time. The text is for people: where it was, what happened, what is saved."""
+    """Training ended early. The message is for the user: where the run was, what happened, what is saved."""
 
 
 EXPLAINED = (ValueError, OSError, SafetensorError, EngineError, RunFailedError)
-"""What a command tells in a line; anything else is a fault of its own, and has a traceback."""
+"""Errors that a command reports in one line; anything else is a bug and gets a traceback."""
 
 
 def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
-    """The message for people, and the exit code: 2 for configuration, data or adapters that cannot be used, else 1."""
+    """The message for the user and the exit code: 2 for unusable configuration, data or adapters, else 1."""
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error), 2
     if isinstance(error, SafetensorError):
@@ -81,8 +81,8 @@ def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def losses_explained(config: Config | SftConfig, where: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Where the block runs out of memory, or loses another rank, `RunFailedError` says what to do. `where` the run is
-    then, as the message begins."""
+    """Turn running out of memory, or losing another rank, into a `RunFailedError` that says what to do. `where` returns
+    the run's position, with which the message begins."""
     try:
         yield
     except EXPLAINED:
@@ -98,7 +98,7 @@ def losses_explained(config: Config | SftConfig, where: Callable[[], str] = lamb
 
 
 def what_takes_less(config: Config | SftConfig) -> str:
-    """The settings, with their values, that lower what learning takes: first those that may change with `--resume`."""
+    """The settings, with their values, that lower the learner's memory, those that may change on `--resume` first."""
     if isinstance(config, SftConfig):
         batch, checkpointing = f"train.microbatch_size ({config.train.microbatch})", "train.gradient_checkpointing=true"
         length, done = f"data.max_tokens ({config.data.max_tokens})", config.train.gradient_checkpointing
@@ -111,8 +111,8 @@ def what_takes_less(config: Config | SftConfig) -> str:
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:
-    """End a command that was asked to stop while it was still loading. One of a launcher's processes says so; where
-    they have not found each other yet, that is also how they are ended when one of them has failed."""
+    """Exit a command that was asked to stop while still loading. Only rank 0 reports it. Before the ranks are
+    connected, a launcher also stops them this way when one of them fails."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     otherwise = "" if alone else ". If nobody asked, another rank failed: its output, or the launcher's, says why"
     console = new_console(quiet=os.environ.get("RANK", "0") != "0")
@@ -121,7 +121,7 @@ def exit_untrained(stop: StopRequest) -> NoReturn:
 
 
 def with_hint(error: OSError, config: Config | SftConfig) -> str:
-    """What the system said, and the way out: that depends on whether the run has saved anything."""
+    """The system's error and a way out, which depends on whether the run has saved anything."""
     if error.errno is None:
         return str(error)
     space = "Make space. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
@@ -130,7 +130,7 @@ def with_hint(error: OSError, config: Config | SftConfig) -> str:
 
 @contextlib.contextmanager
 def among_ranks(config: Config) -> Iterator[Ranks]:
-    """In the process group inside the block, and left at its end, which a process does last. See `presence`."""
+    """Join the process group for the block, and leave it last of all, when the process ends. See `presence`."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
 
@@ -142,7 +142,7 @@ def among_ranks(config: Config) -> Iterator[Ranks]:
 
 
 def join_ranks_quietly() -> Ranks:
-    """Enter the process group. The first thing to load torch. Raises `ValueError` where torch cannot use the cards."""
+    """Join the process group; imports torch. Raises `ValueError` if torch cannot use the cards."""
     settle_torch()
     quiet_libraries()
     with loading():
@@ -156,7 +156,7 @@ class ConfiguredCommand(Command):
     """A command that takes `--config` and settings."""
 
     schema: ClassVar[type[CommandConfig]] = Config
-    """What settings there are."""
+    """The schema of the settings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = [arg.removeprefix("config=") for arg in args]
@@ -175,7 +175,7 @@ class ConfiguredCommand(Command):
         return rest
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
-        """An option that is nearly so called, or the setting that was meant; nothing for what is neither."""
+        """A hint for an unknown option: a similar option, or the setting that was meant; empty if there is neither."""
         name, equals, value = args[0].lstrip("-").partition("=")
         if found := near(f"--{name}", known):
             return f" (did you mean {found}?)"
@@ -190,5 +190,5 @@ class ConfiguredCommand(Command):
 
 
 def help_end(module: str, example: str) -> str:
-    """What the help of a configured command ends with: an example, and the configurations that ship."""
+    """The end of a configured command's help: an example and the shipped configurations."""
     return f"Example: python -m {module} {example}\n\nShipped: {', '.join(shipped(module))}."

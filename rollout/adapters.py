@@ -1,7 +1,7 @@
 """Adapter ↔ published version: a directory in PEFT's own format, with a manifest written last.
 
-A version is complete or absent: it is written aside, synced, and renamed into place; readers trust only what
-the manifest vouches for. A version's number is never used again for other weights.
+A version is complete or absent: it is written to a scratch directory, synced, and renamed into place; readers trust
+only what the manifest lists. A version number is never reused for other weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
-"""Of an adapter, the one it was trained with in the place of the model's own; transformers' name for it."""
+"""transformers' file name. Present in an adapter that was trained with another template than the model's own."""
 Pointer = Literal["latest", "best"]
 
 
@@ -38,14 +38,14 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
-    """The manifest of everything that lies in `directory`; to be called when all else is written."""
+    """Write the manifest of all files in `directory`. Call it last, after everything else is written."""
     files = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != MANIFEST}
     manifest = {"format": FORMAT, **facts, "files": files}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, once every file it names has the digest it states: what is to be loaded is read so, once.
+    """Return the manifest after comparing every file with its digest; call it once on whatever is about to be loaded.
 
     Raises `AdapterError` where there is none, or one of another format.
     """
@@ -60,7 +60,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def stated_manifest(directory: Path) -> dict[str, Any]:
-    """What a version says of itself. The files that it names are not looked at: a whole model's take seconds to hash.
+    """Return a version's manifest without verifying the files it lists: hashing a whole model takes seconds.
 
     Raises `AdapterError` where there is no manifest of this format.
     """
@@ -80,29 +80,29 @@ def stated_manifest(directory: Path) -> dict[str, Any]:
 
 
 def is_whole_model(manifest: dict[str, Any]) -> bool:
-    """Whether a version is every weight of a model, and no adapter."""
+    """Whether a version holds all weights of a model rather than an adapter."""
     return manifest.get("kind") == "full"
 
 
 def identity_of(directory: Path) -> str:
-    """The digest that `AdapterRef.sha256` holds: of the manifest, or of the weights where PEFT alone wrote them."""
+    """The digest for `AdapterRef.sha256`: of the manifest, or of the weights if PEFT wrote the adapter without one."""
     manifest = directory / MANIFEST
     return sha256_of(manifest if manifest.is_file() else directory / PEFT_WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """The version that a person means by a directory, in every command that takes an adapter."""
+    """The version that a user means by a path, in every command that takes an adapter."""
 
     directory: Path
     why: str = ""
-    """Which version of a run was taken and why, for people; empty where the directory is the version itself."""
+    """Which version of a run was chosen and why, as text for the user; empty if the path is a version itself."""
 
 
 def meant_version(path: Path) -> Meant:
-    """A version's own directory as it is; of a run the best version, else, where no evaluation says which, the newest.
+    """Resolve a path: a version to itself, a run to its best version, or to its newest if no evaluation names a best.
 
-    A directory that is neither is returned as it is: whoever reads it says what is missing.
+    A directory that is neither is returned unchanged: the code that reads it reports what is missing.
     Raises `AdapterError` where a link names a version that is gone, and no other is meant.
     """
     store = AdapterStore(path / "adapters")
@@ -129,15 +129,15 @@ def meant_version(path: Path) -> Meant:
 
 
 def gone_version(path: Path) -> str:
-    """What a person is told where the path is a link to a version that is gone; empty where it is not."""
+    """The message for a path that is a link to a deleted version; empty for any other path."""
     if path.is_symlink() and not path.exists():
         return f"{_gone(path)}; {AdapterStore(path.parent).what_is_left()}"
     return ""
 
 
 def adapters_inside(path: Path) -> str:
-    """What a person is told besides where a directory is no adapter and holds some, as a trainer's with its checkpoints
-    does, or one that PEFT wrote an adapter of another name into; empty where it holds none."""
+    """A hint for a directory that is not an adapter but contains some: a trainer's output with its checkpoints, or one
+    into which PEFT saved an adapter under another name. Empty if it contains none."""
     inside = sorted((file.parent.name for file in path.glob(f"*/{PEFT_CONFIG}")), key=lambda name: (len(name), name))
     return f"; give {path / inside[-1]}, or another of the {len(inside)} adapters in it" if inside else ""
 
@@ -157,9 +157,9 @@ class AdapterStore:
         return self.root / f"v{version:06d}"
 
     def publish(self, version: int, write: Callable[[Path], None], facts: dict[str, Any]) -> AdapterRef:
-        """Write a version with `write(directory)` and vouch for it.
+        """Write a version with `write(directory)`, then its manifest.
 
-        A resumed run comes back to versions it has published before: it makes them again, bit for bit on CPU.
+        A resumed run publishes some versions a second time; on CPU they are bit-identical.
         """
         target = self.path_of(version)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -171,34 +171,34 @@ class AdapterStore:
         return self.announced(version)
 
     def rewind(self, version: int) -> None:
-        """Forget versions after this one: a run that goes on from a checkpoint makes them again."""
+        """Delete all later versions: a run that resumes from a checkpoint publishes them again."""
         for newer in [number for number in numbered(self.root, "v") if number > version]:
             self.delete(newer)
 
     def point(self, pointer: Pointer, version: int) -> None:
-        """Make a symbolic link name a version; it never names nothing in between."""
+        """Point a symbolic link at a version, atomically."""
         link = self.root / pointer
         if not link.is_symlink() and (link / MANIFEST).is_file():
-            discard(link)  # the version itself, in a copy of a run that was made through the links
+            discard(link)  # a copy of a run that followed links has the version itself here
         scratch = self.root / f".{pointer}.partial"
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(self.path_of(version).name)
         scratch.replace(link)
 
     def pointed(self, pointer: Pointer) -> int | None:
-        """The version that a link names, or that a copy of the run has in its place."""
+        """The version that a link points at, or whose copy replaces the link in a copied run."""
         link = self.root / pointer
         if link.is_symlink():
             return int(link.readlink().name[1:])
         return int(stated_manifest(link)["version"]) if (link / MANIFEST).is_file() else None
 
     def open(self, version: int) -> AdapterRef:
-        """The reference of a published version, verified."""
+        """The reference to a published version, after verifying its files."""
         read_manifest(self.path_of(version))
         return self.announced(version)
 
     def announced(self, version: int) -> AdapterRef:
-        """The reference of a version just published, for an engine to load: it verifies what it loads."""
+        """The reference to a version just published. Nothing is verified here: the engine verifies what it loads."""
         path = self.path_of(version)
         manifest = stated_manifest(path)
         return AdapterRef(
@@ -213,7 +213,7 @@ class AdapterStore:
         return [number for number, path in numbered(self.root, "v").items() if (path / MANIFEST).is_file()]
 
     def what_is_left(self) -> str:
-        """For people whose version is gone."""
+        """The hint for users whose version is gone."""
         left = self.versions()
         return f"give another version, such as {self.path_of(left[-1])}" if left else "no other version is there"
 

@@ -1,4 +1,4 @@
-"""Settings of the sampling side. Frozen, closed to unknown keys; every field says what it does."""
+"""Settings of the sampling side: frozen, closed to unknown keys, every field with a description."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
-# Share of a card that an engine takes where nothing else is on it.
+# Fraction of a card's memory that an engine takes if it has the card to itself.
 WHOLE_CARD = 0.9
 LARGEST_SEED = 2**32 - 1
-"""NumPy takes none above, and vLLM and transformers hand theirs to it."""
-# Arguments of a chat template, and of what renders it, that a prompt settles by itself.
+"""NumPy accepts none larger, and vLLM and transformers pass their seeds to NumPy."""
+# Arguments of a chat template, and of its rendering, that the renderer sets itself.
 WRITTEN_BY_US = frozenset(
     {
         *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
@@ -22,7 +22,7 @@ WRITTEN_BY_US = frozenset(
 )
 
 
-# Keys that every source of data has, one to train on with rewards or with given answers.
+# Keys of every data source, both for reinforcement learning and for supervised training.
 HubName = Annotated[str | None, Field(description="`source: hub` only: the dataset, ORG/NAME.")]
 HubSubset = Annotated[
     str | None, Field(description="`source: hub` only: which of the dataset's configurations to read.")
@@ -47,7 +47,7 @@ TaskSettings = Annotated[
 
 
 class Section(BaseModel):
-    """A part of a configuration: unknown keys are errors, values are checked, nothing changes afterwards."""
+    """A section of a configuration: unknown keys are errors, values are validated, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -61,7 +61,7 @@ class ModelConfig(Section):
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
-        """`dtype` decided: a command replaces auto before anything else (`rl_engine/plan/card.py`)."""
+        """`dtype` without auto, which every command resolves first (`rl_engine/plan/card.py`)."""
         assert self.dtype != "auto", "the precision has not been decided"
         return self.dtype
 
@@ -84,7 +84,7 @@ class ArithmeticConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Which column of a source is what; unset ones follow the source's own table entry."""
+    """The role of each column of a source; unset roles follow the source's entry in the table."""
 
     problem: str | None = Field(
         None,
@@ -201,7 +201,7 @@ class PromptConfig(Section):
         return self
 
 
-# Values at which nothing is left out.
+# Values that keep every token.
 KEEPS_ALL = {"top_p": 1.0, "min_p": 0.0}
 
 
@@ -219,7 +219,7 @@ class SamplingConfig(Section):
     )
 
     def truncation(self) -> dict[str, float]:
-        """What of it leaves tokens out of the distribution, by key; empty where every token may be sampled."""
+        """The settings that remove tokens from the distribution, by key; empty if every token may be sampled."""
         given: dict[str, float | None] = {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
         return {key: value for key, value in given.items() if value is not None and value != KEEPS_ALL.get(key)}
 
@@ -311,14 +311,14 @@ class RolloutConfig(Section):
 
     @property
     def card_share(self) -> float:
-        """`memory_fraction` as a number: on CUDA a run replaces auto first of all (`rl_engine/plan/card.py`)."""
+        """`memory_fraction` as a number. On CUDA a run resolves auto first (`rl_engine/plan/card.py`)."""
         assert self.memory_fraction != "auto", "the sampler's share of the card has not been decided"
         return self.memory_fraction
 
     @property
     def sharers(self) -> int:
-        """Workers that `prompts_per_piece: auto` is made for. Where they come and go it is the same number: what a
-        completion is follows from the configuration, not from who is there."""
+        """Number of workers that `prompts_per_piece: auto` assumes. It does not change as workers come and go:
+        completions must depend on the configuration, not on which workers are present."""
         return SHARERS_OF_MAX if self.workers == "max" else self.workers
 
     @model_validator(mode="after")

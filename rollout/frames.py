@@ -1,5 +1,5 @@
-"""Plain texts around a problem, for models without a chat template, one such template, and the instruction that asks
-for a box."""
+"""Plain frames around a problem for models without a chat template, a chat template for them, and the instruction that
+asks for a box."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A plain text around the problem, and what ends a completion under it."""
+    """Plain text around the problem, and the stop strings that end a completion."""
 
     text: str
     stop: tuple[str, ...] = ()
@@ -23,13 +23,14 @@ FRAMES: dict[str, Frame] = {
     "question_answer": Frame("Question: {problem}\nAnswer:", ("\nQuestion:", "\n\n\n")),
 }
 
-# Not where LaTeX goes on: ne, nabla.
+# Does not match LaTeX commands such as \ne and \nabla.
 SPELT_NEWLINE = re.compile(r"\\n(?![a-z])")
 
 
 def refuse_spelt_newline(key: str, text: str | None) -> None:
-    """Raises `ValueError` for a text with a backslash and an n where a line is to end: no shell makes a newline of
-    them, and YAML does in double quotes alone. Nobody would see what the model reads then, or never stops at."""
+    """Raises `ValueError` for a text with a literal backslash and n where a newline is meant: shells do not turn them
+    into a newline, and YAML does so only in double quotes. Otherwise the model would silently read the two characters,
+    or never stop at them."""
     if text and SPELT_NEWLINE.search(text):
         way = f"{key} $'…\\n…'" if key.startswith("--") else f'"…\\n…" in a file, \'{key}="…\\n…"\' for a shell'
         raise ValueError(f"{key} is {text!r}: {chr(92)}n in it is a backslash and an n; a newline is written {way}")
@@ -41,5 +42,5 @@ TULU = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-# In place of a model's own, by name.
+# Templates that can replace a model's own, by name.
 CHAT_TEMPLATES = {"tulu": TULU}

@@ -1,4 +1,4 @@
-"""Name of a model or dataset → is it there? One quick question to the hub, before a library asks for half a minute."""
+"""Name of a model or dataset → does it exist? One quick request, before a library tries to reach the hub for 30 s."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ LONGEST_WAIT_S = 5.0
 
 
 class HubError(ValueError):
-    """What a command needs of the hub and cannot have: one line that says why, and the way out."""
+    """A command needs something from the hub and cannot get it; the message is one line with a cause and a way out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubItem:
-    """A repository of the hub that a command is going to read.
+    """A hub repository that a command is going to read.
 
     Example: `HubItem(what="model.name", repo="org/name", kind="model", instead="give a directory")`
     """
 
     what: str
-    """What a message begins with: the key that names it."""
+    """The key that names it, with which messages begin."""
     repo: str
     kind: Literal["model", "dataset"]
     revision: str | None = None
     instead: str
-    """How a command does without."""
+    """What the user can do without the hub."""
 
     @property
     def named(self) -> str:
-        """A model's name may have been meant for a directory's."""
+        """How messages name it: a model's name may have been meant as a directory."""
         return f"no directory {self.repo} here, and" if self.kind == "model" else f"{self.repo} is on the hub, and"
 
 
@@ -41,7 +41,7 @@ class _UnreachableError(Exception):
 
 
 def stay_offline() -> None:
-    """Forbid the libraries of this process to ask the hub, also those that are loaded."""
+    """Forbid the libraries in this process, including those already imported, to contact the hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from huggingface_hub import constants
 
@@ -49,16 +49,16 @@ def stay_offline() -> None:
 
 
 def stay_offline_without(items: Sequence[HubItem]) -> None:
-    """Forbid the libraries to ask the hub where nothing is wanted of it."""
+    """Forbid the libraries to contact the hub if no items are needed."""
     if not items:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def check_hub(items: Sequence[HubItem]) -> None:
-    """Ask for each repository once. Where the hub cannot be reached and an earlier download holds them all, the
-    libraries are kept from asking again.
+    """Ask for each repository once. If the hub is unreachable and all of them were downloaded earlier, keep the
+    libraries from asking again.
 
-    Raises `HubError` for the first that cannot be had.
+    Raises `HubError` for the first repository that is unavailable.
     """
     for item in dict.fromkeys(items):
         try:
@@ -107,7 +107,7 @@ def _ask(item: HubItem) -> None:
 
 
 def _is_downloaded(item: HubItem) -> bool:
-    """Whether an earlier command has fetched it. Datasets are kept by their library, in a directory of its own."""
+    """Whether an earlier command downloaded it. The datasets library has a cache directory of its own."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

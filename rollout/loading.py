@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Inside the block libraries are imported. Python looks for no cycles in what they make, then or later.
+    """Import libraries inside the block without garbage collection, and exempt their objects from it afterwards.
 
-    That is a million objects, which live as long as the process. To look through them takes time while they are
-    imported, at each collection after that, and when the process ends: seconds in all.
+    They are a million objects that live as long as the process. Scanning them costs seconds in all: during the import,
+    at each later collection, and at exit.
     """
     collects = gc.isenabled()
-    gc.collect()  # what the program itself has let go of, a learner's start perhaps, is not to stay for ever
+    gc.collect()  # the program's own garbage, such as a learner's start-up, must not be frozen too
     gc.disable()
-    atexit.register(gc.freeze)  # vLLM thaws them when an engine ends
+    atexit.register(gc.freeze)  # again at exit: vLLM unfreezes them when an engine ends
     try:
         yield
     finally:

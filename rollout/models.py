@@ -1,4 +1,4 @@
-"""Model name → where its files are, and whether what is needed of them is there."""
+"""Model name → where its files are, and whether the required ones exist."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ EMBEDDED_DIR = Path(__file__).parent / "embedded"
 SHAPES = Path(__file__).parent / "shapes"
 """Directories with the public config.json, and nothing else, of the models that the shipped recipes name."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files of which a tokenizer that transformers reads has one, whatever its kind."""
+"""A tokenizer that transformers can read has at least one of these files, whatever its kind."""
 TEKKEN = "tekken.json"
-"""That of Mistral's own library, and of some of its models the only one."""
+"""The tokenizer file of Mistral's own library; some of its models have no other."""
 SINGLE = "model.safetensors"
-"""Of a model's weights that are in one file, its name."""
+"""File name of a model's weights if they are in a single file."""
 INDICES = (f"{SINGLE}.index.json", "pytorch_model.bin.index.json")
 LFS_POINTER = b"version https://git-lfs"
 
 
 def from_home(name: str | Path) -> Path:
-    """A path that may begin at a home directory; as it is written where nobody knows that directory: then nothing is
-    there, as at any other path that is wrong."""
+    """Expand `~` in a path. If the home directory is unknown the path is returned as written, and simply does not
+    exist, like any other wrong path."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -39,12 +39,13 @@ def from_home(name: str | Path) -> Path:
 
 
 PLACES, PLACE_BYTES = 64, 1 << 12
-"""Of a file of weights: where it is looked at, evenly spread, and how much of it each time."""
+"""How many evenly spaced places of a weight file are hashed, and the bytes read at each."""
 
 
 def weights_in(directory: Path) -> str | None:
-    """A digest of the weights in a model's directory, of places all over them: `adapters/latest` of a run names another
-    model an hour later, and a trainer writes where it wrote before. None where there are none, as for a hub id."""
+    """A digest of samples taken all over the weights in a model's directory. It detects that a path now holds another
+    model: a run's `adapters/latest` moves on, and trainers overwrite their output. None without weights, as for a hub
+    id."""
     digest = hashlib.sha256()
     files = sorted(directory.glob("*.safetensors"))
     for path in files:
@@ -60,7 +61,7 @@ def weights_in(directory: Path) -> str | None:
 def locate_model(name: str, key: str = "model.name") -> str:
     """The directory of a local model, or the hub id as given.
 
-    Raises `FileNotFoundError` when the name can only be a path and nothing is there.
+    Raises `FileNotFoundError` if the name can only be a path and no model is there.
     """
     if name == EMBEDDED:
         return str(EMBEDDED_DIR)
@@ -74,27 +75,27 @@ def locate_model(name: str, key: str = "model.name") -> str:
 
 
 def model_title(name: str) -> str:
-    """What a model is called wherever it lies, in small letters: the last part of a hub id or a path, or of a directory
-    in the hub's cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's."""
+    """A model's name in lower case, independent of its location: the last part of a hub id or path; for a directory in
+    the hub's cache (`models--ORG--NAME/snapshots/COMMIT`), the repository's name."""
     cached = next((part for part in Path(name).parts if part.startswith("models--")), "")
     return (cached.rpartition("--")[2] or Path(name).name).lower()
 
 
 def locate_config(model: ModelConfig) -> str:
-    """Where the model's config.json is: a directory, that of a shape that ships with the project included, or the hub
-    id as given. A revision of one's own may have another shape."""
+    """Where the model's config.json is: a directory, possibly one of the shapes that ship with the project, or the hub
+    id as given. An explicit revision may have another shape, so it never uses a shipped one."""
     place, shape = locate_model(model.name), SHAPES / model.name
     known = place == model.name and model.revision is None and (shape / "config.json").is_file()
     return str(shape) if known else place
 
 
 def read_model_config(place: str, revision: str | None, what: str) -> Any:
-    """A model's configuration, as transformers reads the config.json where `locate_config` has it.
+    """A model's configuration, as transformers reads it from the place that `locate_config` returned.
 
-    `what`: the key and the name that it was given as, for people. Raises `ValueError`, in one line, for one that
-    describes no model that transformers knows.
+    `what`: the key and the name that the user gave, for messages. Raises a one-line `ValueError` if transformers knows
+    no such model.
     """
-    from transformers import AutoConfig  # heavy, for commands that have failed before
+    from transformers import AutoConfig  # heavy; commands that fail earlier never pay for it
 
     refuse_code_of_models()
     with made_by_transformers(what):
@@ -104,8 +105,8 @@ def read_model_config(place: str, revision: str | None, what: str) -> Any:
 
 
 def refuse_encoder(model_config: Any, what: str) -> None:
-    """Raises `ValueError` for a model that does not continue a text (BERT, BART), though transformers has modules that
-    would make one of it."""
+    """Raises `ValueError` for a model that is not a causal language model (BERT, BART), although transformers could
+    load it as one."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES  # heavy, as above
 
     kind = model_config.model_type
@@ -119,22 +120,23 @@ def refuse_encoder(model_config: Any, what: str) -> None:
 
 
 def is_wrapper(model_config: Any) -> bool:
-    """Whether a language model is one part of it, beside those that see or hear."""
+    """Whether the model is multimodal: its language model is one part beside vision or audio parts."""
     return model_config.get_text_config() is not model_config
 
 
 def auto_class(model_config: Any) -> Any:
-    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
+    """The class to load a model with. Multimodal wrappers are loaded whole, as they are stored and served, so that the
+    module names in an adapter match the sampler's."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # heavy, as in `read_model_config`
 
     return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
 
 
 def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any:
-    """The model with every weight from its files, on the CPU; `settings` go to transformers.
+    """Load a model on the CPU with every weight from its files; `settings` go to transformers.
 
-    `what`: as in `read_model_config`. Raises `ValueError` where a weight is missing or has another shape: transformers
-    would draw the one at random and go on, and stops at the other in many lines.
+    `what`: as in `read_model_config`. Raises `ValueError` if a weight is missing or has another shape: transformers
+    would silently initialize the former at random, and fails on the latter with a long traceback.
     """
     model, found = auto_class(model_config).from_pretrained(
         place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -151,7 +153,7 @@ def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any
 
 
 def meta_model(model_config: Any, what: str) -> Any:
-    """The model on torch's meta device, which has modules and sizes but no weights. Errors: as `read_model_config`."""
+    """The model on torch's meta device: modules and sizes without weights. Errors: as `read_model_config`."""
     import torch  # heavy, as in `read_model_config`
 
     with torch.device("meta"), made_by_transformers(what):
@@ -159,8 +161,8 @@ def meta_model(model_config: Any, what: str) -> Any:
 
 
 def layer_sizes(model_config: Any, what: str) -> dict[str, tuple[int, int] | None]:
-    """Path of each module of a model → (inputs, outputs) of a linear layer, (tokens, width) of an embedding; None of
-    others. Errors: as `read_model_config`."""
+    """Path of each module of a model → (inputs, outputs) of a linear layer, (tokens, width) of an embedding, None for
+    other modules. Errors: as `read_model_config`."""
     from torch import nn  # heavy, as in `read_model_config`
 
     sizes: dict[str, tuple[int, int] | None] = {}
@@ -174,9 +176,9 @@ def layer_sizes(model_config: Any, what: str) -> dict[str, tuple[int, int] | Non
 
 @contextlib.contextmanager
 def made_by_transformers(what: str) -> Iterator[None]:
-    """In the block a model's configuration, or its modules, are made of a config.json. The values in it are anybody's,
-    and a family's code stops at a wrong one wherever it first computes with it: a number in quotes, an activation that
-    there is none of, no heads, a package that is not here. `what` and errors: as `read_model_config`."""
+    """Turn errors raised in the block, where transformers builds a configuration or modules from a config.json, into
+    one line. The file may hold anything, and a family's code fails wherever it first uses a bad value: a number in
+    quotes, an unknown activation, zero heads, a missing package. `what` and errors: as `read_model_config`."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -201,12 +203,12 @@ def made_by_transformers(what: str) -> Iterator[None]:
 
 
 def read_tokenizer(place: str, revision: str | None = None) -> Any:
-    """The tokenizer of a model where `locate_model` has it.
+    """The tokenizer of a model, from the place that `locate_model` returned.
 
-    Never that of Mistral's own library, which transformers takes for a model with a `tekken.json` beside its other
-    files: that one has no chat template, and lacks tokens that the sampler asks it for.
+    Never the tokenizer of Mistral's own library, which transformers picks for a model with a `tekken.json` beside its
+    other files: it has no chat template, and lacks tokens that the sampler needs.
     """
-    from transformers import AutoTokenizer  # heavy, for commands that have failed before
+    from transformers import AutoTokenizer  # heavy; commands that fail earlier never pay for it
 
     refuse_code_of_models()
     tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
@@ -216,8 +218,8 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
 
 
 def end_tokens(place: str, revision: str | None, model_config: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a completion, as vLLM reads them: those of generation_config.json, where there is none of
-    config.json, and the tokenizer's."""
+    """The tokens that end a completion, as vLLM determines them: those in generation_config.json, or in config.json if
+    there is none, plus the tokenizer's end-of-sequence token."""
     from transformers import GenerationConfig  # heavy, as in `read_tokenizer`
 
     try:
@@ -229,7 +231,7 @@ def end_tokens(place: str, revision: str | None, model_config: Any, tokenizer: A
 
 
 def _only_tekken(place: str) -> str:
-    """What is wrong with a model that has no other tokenizer, and what a person does about it."""
+    """The message for a model whose only tokenizer is `TEKKEN`, and what the user can do about it."""
     here = Path(place).is_absolute()
     directory = place if here else "DIR"
     made = f"convert({json.dumps(f'{directory}/{TEKKEN}')}).save_pretrained({json.dumps(directory)})"
@@ -242,7 +244,7 @@ def _only_tekken(place: str) -> str:
 
 
 def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
-    """What loading the model would ask the hub for."""
+    """The hub repositories needed to load the model."""
     if Path(locate_model(model.name, key)).is_absolute():
         return []
     way_out = "give the directory of a model"
@@ -250,7 +252,7 @@ def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
 
 
 def hub_items_of_config(model: ModelConfig) -> list[HubItem]:
-    """What reading the model's config.json alone would ask the hub for."""
+    """The hub repositories needed to read only the model's config.json."""
     return [] if Path(locate_config(model)).is_absolute() else hub_items(model)
 
 
@@ -262,7 +264,7 @@ def check_tokenizer(name: str, key: str = "model.name") -> None:
 
 
 def check_files(name: str, key: str = "model.name") -> None:
-    """Raises `FileNotFoundError` or `ValueError` for a directory that holds but a part of a model."""
+    """Raises `FileNotFoundError` or `ValueError` for a directory with an incomplete model."""
     place = Path(locate_model(name, key))
     if not place.is_absolute():
         return
@@ -284,7 +286,7 @@ def check_files(name: str, key: str = "model.name") -> None:
 
 
 def check_weights(place: Path, key: str) -> None:
-    """Raises `FileNotFoundError` where weights are missing, or stand-ins that git left for them are there."""
+    """Raises `FileNotFoundError` if weights are missing, or are only Git LFS pointer files."""
     weights = {path.name: path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in place.glob(pattern)}
     if not weights:
         raise FileNotFoundError(f"{key}: {str(place)!r} has no weights (no *.safetensors there)")
@@ -313,8 +315,8 @@ def check_weights(place: Path, key: str) -> None:
 
 
 def _check_without_index(place: Path, names: Collection[str], key: str) -> None:
-    """Raises `FileNotFoundError` for shards of weights whose index is missing, `ValueError` for a file beside the one
-    of the weights: of several without an index vLLM reads all, the same weight again and again."""
+    """Raises `FileNotFoundError` for weight shards without an index, and `ValueError` for further weight files beside a
+    single one: without an index vLLM reads all of them and loads the same weight several times."""
     others = sorted(name for name in names if name.endswith(".safetensors") and name != SINGLE)
     if others and SINGLE in names:
         raise ValueError(
@@ -329,7 +331,7 @@ def _check_without_index(place: Path, names: Collection[str], key: str) -> None:
 
 
 def _named_in(index: Path, key: str) -> set[str]:
-    """The files of weights that an index names. Raises `ValueError` for one that is damaged."""
+    """The weight files that an index names. Raises `ValueError` for a damaged index."""
     try:
         return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -337,17 +339,17 @@ def _named_in(index: Path, key: str) -> set[str]:
 
 
 def refuse_code_of_models() -> None:
-    """transformers would ask at the terminal whether to run Python files that lie beside a model: here it refuses."""
+    """Refuse to run Python files that come with a model; by default transformers would ask at the terminal."""
     from transformers import dynamic_module_utils
 
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def said_of_layers(text_config: Any, name: str) -> list[Any]:
-    """What a language model's configuration states under a name, of whichever layer; nothing where it states nothing.
+    """The values that a language model's configuration gives for an attribute, over all layers; empty if it has none.
 
-    Some families list a number for each layer (Gemma 3n); of others whose layers differ (the heads of Gemma 4)
-    transformers refuses to give one number for all.
+    Some families list a number per layer (Gemma 3n). For others whose layers differ (the heads of Gemma 4),
+    transformers refuses to return a single number.
     """
     differ = name in (getattr(text_config, "per_layer_attributes", None) or ())
     found = [getattr(layer, name, None) for layer in (text_config.per_layer_config if differ else [text_config])]

@@ -1,5 +1,5 @@
-"""An adapter as PEFT writes it → its settings, once it is known to be W + s·B·A and no more; rank and scale of each
-module, by PEFT's rules."""
+"""An adapter in PEFT's format → its settings, after checking that it is W + s·B·A and nothing more; rank and scale of
+each module by PEFT's rules."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from datafiles.text import read_json
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS, AdapterError
 
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
-# Fields that leave an adapter what it is, or whose effect is in the names and shapes of its tensors. Whatever else is
-# set, by this PEFT or by a later one, makes it another thing.
+# Fields that do not change what an adapter computes, or whose effect shows in the names and shapes of its tensors. Any
+# other field that is set, by this version of PEFT or a later one, may make it something else.
 UNDERSTOOD = re.compile(
     "alpha_pattern|auto_mapping|base_model_name_or_path|corda_config|eva_config|exclude_modules|fan_in_fan_out|"
     "inference_mode|init_lora_weights|layers_pattern|layers_to_transform|loftq_config|lora_alpha|lora_dropout|"
@@ -24,15 +24,15 @@ UNDERSTOOD = re.compile(
     "target_modules|target_parameters|task_type|use_rslora"
 )
 EMPTY: tuple[Any, ...] = (None, False, "none", [], {})
-# After other starts PEFT takes B₀·A₀ off the base's weights when it loads the adapter.
+# With any other initialization, PEFT subtracts B₀·A₀ from the base weights when it loads the adapter.
 PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 WAY_OUT = "merge it into its model with PEFT (merge_and_unload), and use the result as the model"
 
 
 def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
-    """Content of adapter_config.json. `key` is where the directory was given, for people.
+    """Content of adapter_config.json. `key` is the option or key that named the directory, for messages.
 
-    Raises `AdapterError`, in one line, for an adapter that is damaged or is more than W + s·B·A.
+    Raises a one-line `AdapterError` for an adapter that is damaged or more than W + s·B·A.
     """
     where = f"{key}: {directory}" if key else str(directory)
     try:
@@ -54,7 +54,7 @@ def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
 
 
 def more_than_lora(settings: Mapping[str, Any]) -> list[str]:
-    """`FIELD=VALUE` of the fields under which the model is not W + s·B·A."""
+    """`FIELD=VALUE` for each field that makes the adapted model something other than W + s·B·A."""
     found = {name: value for name, value in settings.items() if not UNDERSTOOD.fullmatch(name) and value not in EMPTY}
     start = settings.get("init_lora_weights")
     if str(start).lower() not in PLAIN_STARTS:
@@ -63,11 +63,11 @@ def more_than_lora(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _problem_of(settings: Any) -> str:
-    """What is wrong with the numbers in adapter_config.json; nothing where they can be computed with."""
+    """What is wrong with the numbers in adapter_config.json; empty if they are usable."""
     if not isinstance(settings, dict):
         return "it is no JSON object"
     if settings.get("peft_type") != "LORA":
-        return ""  # it has fields of its own
+        return ""  # other PEFT types have other fields
     for name, least in (("r", 1), ("lora_alpha", -math.inf)):
         patterns = settings.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[name]) or {}
         if not isinstance(patterns, dict):
@@ -99,7 +99,7 @@ def _shapes(directory: Path, where: str) -> dict[str, tuple[int, ...]]:
 
 
 def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Every tensor is one of two factors, of the rank that the settings say."""
+    """A message if some tensor is not one of two LoRA factors of the rank that the settings give; empty otherwise."""
     factors: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         found = FACTOR.match(name)
@@ -121,15 +121,15 @@ def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int
 def refuse_misfit(
     directory: Path, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool = True
 ) -> None:
-    """Raises `AdapterError` for another model's adapter. vLLM would pass over layers that its model has not, and copy
+    """Raises `AdapterError` for an adapter of another model. vLLM would skip layers that its model lacks, and copy
     factors that are too small into its larger buffers.
 
     Args:
-        directory: Of an adapter that `read_peft` takes.
-        model: What its model is called, for people.
+        directory: An adapter that `read_peft` accepts.
+        model: Name of the model, for messages.
         sizes: See `rollout.models.layer_sizes`.
-        all_named: Whether every layer is to be in `sizes` by the adapter's name of it. Wrappers around a language
-            model are served by more names than one, and experts are stacked.
+        all_named: Whether every layer must be in `sizes` under the adapter's name for it. The layers of multimodal
+            wrappers are served under more than one name, and experts are stacked.
     """
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in _shapes(directory, str(directory)).items():
@@ -147,8 +147,8 @@ def refuse_misfit(
 
 
 def unadapted(directory: Path, settings: Mapping[str, Any], sizes: Mapping[str, tuple[int, int] | None]) -> list[str]:
-    """The layers of a model that an adapter's settings name by their last part and that its weights do not hold: of a
-    file that is not whole PEFT says so, and vLLM nothing. Settings that choose in another way are not followed."""
+    """The model's layers that the adapter's settings name by their last part but for which it has no weights: PEFT
+    reports such an incomplete file, vLLM does not. Settings that select layers in another way are not checked."""
     named = settings.get("target_modules")
     if not isinstance(named, list) or any(settings.get(other) for other in ("layers_to_transform", "exclude_modules")):
         return []
@@ -158,14 +158,14 @@ def unadapted(directory: Path, settings: Mapping[str, Any], sizes: Mapping[str, 
 
 
 def adapted_layers(directory: Path) -> set[str]:
-    """The paths of the layers that an adapter's weights are of."""
+    """The paths of the layers for which an adapter has weights."""
     return {found["module"] for found in map(FACTOR.match, _shapes(directory, str(directory))) if found}
 
 
 def rank_and_scale(peft_config: dict[str, Any], module: str) -> tuple[int, float]:
     """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
 
-    Experts are named by the stacked parameters they are; PEFT nests the adapters of one module's, as `base_layer`.
+    Experts are named by their stacked parameters; PEFT nests the adapters of one module's parameters as `base_layer`.
     """
     plain = module.removesuffix(".base_layer")
     names = [plain]

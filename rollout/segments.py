@@ -1,4 +1,4 @@
-"""An unfinished completion and what was sampled to go on with it → one completion, as if sampled at once."""
+"""An unfinished completion and its continuation → one completion, as if sampled in one go."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def is_unfinished(completion: Completion, max_tokens: int) -> bool:
-    """Whether a smaller limit than `max_tokens` ended it."""
+    """Whether the completion was cut off by a smaller limit than `max_tokens`."""
     return completion.finish_reason == "length" and len(completion.token_ids) < max_tokens
 
 
 def goes_on(before: Completion, after: Completion, max_tokens: int) -> bool:
-    """Whether `after` is `before` gone on with, or the same where that was finished."""
+    """Whether `after` continues `before`, or equals it if `before` was finished."""
     if not is_unfinished(before, max_tokens):
         return after == before
     count = len(before.token_ids)
@@ -27,19 +27,19 @@ def goes_on(before: Completion, after: Completion, max_tokens: int) -> bool:
 
 
 def joined(before: Completion, segment: Completion, stop: Sequence[str], decode: Decode) -> Completion:
-    """Both in one, with the text of all tokens together: a character may lie on both sides of the border.
+    """Join a completion and its continuation, decoding all tokens together: a character may span the border.
 
-    So may a stop string, which the sampler of either side did not see: what comes after it is cut off.
+    So may a stop string, which neither sampler saw: everything after it is cut off.
     """
     token_ids = before.token_ids + segment.token_ids
     count, finish_reason = len(token_ids), segment.finish_reason
-    text = decode(token_ids[:-1] if finish_reason == "stop" else token_ids)  # a token that ends it is no part of it
+    text = decode(token_ids[:-1] if finish_reason == "stop" else token_ids)  # the text excludes the stop token
 
     def is_over(length: int) -> bool:
         return any(string in decode(token_ids[:length]) for string in stop)
 
     if stop and is_over(count):
-        # The first token that completes one ends the completion, as when it is sampled at once.
+        # The first token that completes a stop string ends the completion, as if it were sampled in one go.
         count = bisect_left(range(count), True, lo=len(before.token_ids) + 1, key=is_over)
         text, finish_reason = _before_stop(decode(token_ids[:count]), stop), "stop"
     return Completion(
@@ -53,6 +53,6 @@ def joined(before: Completion, segment: Completion, stop: Sequence[str], decode:
 
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:
-    """Up to the stop string that ends first in the text."""
+    """The text before the stop string that ends first."""
     first = min((string for string in stop if string in text), key=lambda string: text.find(string) + len(string))
     return text[: text.find(first)]

@@ -1,5 +1,5 @@
-"""A model's configuration, a precision, this machine → whether vLLM can serve that here, as far as it is known before
-anything is loaded."""
+"""A model's configuration, a precision, this machine → whether vLLM can serve the model here, as far as can be told
+before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any, Literal, cast
 from rollout.models import EMBEDDED, said_of_layers
 
 VLLM = "0.32"
-"""The version that all of this is known of."""
+"""The version of vLLM that the facts in this file were established for."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes that vLLM's attention takes on a CPU."""
+"""Head sizes that vLLM's CPU attention supports."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-# Attributes of families some of whose layers keep a state in place of keys and values.
+# Configuration attributes of families in which some layers keep a state instead of keys and values.
 STATES = ("mamba_d_state", "ssm_state_size", "state_size", "linear_key_head_dim", "linear_num_heads", "conv_L_cache")
 
-# Of the model types that transformers makes causal language models of: those that vLLM has no class for, nor serves
-# through transformers' own.
+# Types that are causal language models in transformers but that vLLM neither has a class for nor serves through
+# transformers' own class.
 UNSERVED = frozenset(
     {
         *("bamba", "biogpt", "blt", "codegen", "cpmant", "diffllama", "gpt_neo", "gpt_neox_japanese", "minimax", "mpt"),
         *("openai-gpt", "recurrent_gemma", "reformer", "rwkv", "xglm", "xlm", "xlnet", "xlstm", "zamba"),
     }
 )
-# Those whose class in vLLM takes no adapters, of wrappers the class as a whole.
+# Types whose class in vLLM does not support adapters; for multimodal wrappers, the wrapper's class.
 WITHOUT_ADAPTERS = frozenset(
     {
         *("aria", "bloom", "cohere2_moe", "cohere2_vision", "dbrx", "deepseek_v4", "falcon", "falcon_mamba", "gemma3n"),
@@ -37,16 +37,16 @@ WITHOUT_ADAPTERS = frozenset(
         *("mimo_v2_flash", "paddleocr_vl", "stablelm", "zamba2"),
     }
 )
-# Text models whose class vLLM has in one file with those of models that see.
+# Text-only models whose class vLLM defines in the same file as those of vision models.
 BESIDE_SEEING = frozenset({"qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp_text"})
-# A family's layer that vLLM has another in the place of, whose adapter it refuses, or leaves out without a word.
+# Layers that vLLM replaces with others; it rejects their adapters or silently drops them.
 REPLACED = {"glm4": ("gate_up_proj", "two layers"), "gpt_bigcode": ("c_attn", "a layer of its own")}
-# Of keys and values that are stored compressed vLLM absorbs the expanding layer into queries and outputs when it loads
-# the weights. Its adapter is wrapped and never asked; MiniCPM 3's class alone computes with the layer.
+# For compressed keys and values (MLA), vLLM absorbs the up-projection into queries and outputs when it loads the
+# weights. The adapter of that layer is loaded but never applied; only MiniCPM 3's class computes with the layer itself.
 ABSORBED = ("kv_b_proj", "two matrices made of its weight")
 EXPANDED = frozenset({"minicpm3"})
 HEAD = "lm_head"
-# Text models whose output embedding vLLM adapts too; in all others it refuses the adapter when it is loaded.
+# Text models whose output head vLLM can adapt too; for all others it rejects the adapter when it is loaded.
 WITH_HEAD = frozenset(
     {
         *("apertus", "ernie4_5", "exaone4", "exaone_moe", "falcon_h1", "granite", "granite_swa", "granitemoe"),
@@ -57,28 +57,28 @@ WITH_HEAD = frozenset(
 )
 
 Dtype = Literal["bfloat16", "float32"]
-# What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
-# learner in to the sixth digit.
+# The precision that `auto` resolves to. On CUDA vLLM's adapter kernels support only 16-bit types; on a CPU vLLM and the
+# learner agree to the sixth digit in float32.
 PRECISIONS: dict[str, Dtype] = {"cpu": "float32", "cuda": "bfloat16"}
 OLDEST_DRIVER = {12: 525, 13: 580}
-"""Major version of the oldest driver that will do, by that of the CUDA that torch was built for."""
+"""Major version of CUDA that torch was built for → major version of the oldest driver that supports it."""
 COMPUTES_BFLOAT16 = (8, 0)
-"""Compute capability from which cards do, and vLLM serves in it."""
+"""Lowest compute capability at which cards compute, and vLLM serves, in bfloat16."""
 WHOLE_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 ANSWER_S = 20
-"""nvidia-smi answers in a second, and not at all where a driver hangs."""
+"""Timeout: nvidia-smi answers within a second, or never if the driver hangs."""
 
 
 def context_length(model_config: Any) -> int:
-    """The longest sequence that a model is made for, in tokens; without a limit where it states none (Mamba)."""
+    """The model's maximum sequence length in tokens; unlimited if its configuration gives none (Mamba)."""
     text = model_config.get_text_config()
     lengths = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((int(length) for length in lengths if length), sys.maxsize)
 
 
 def check_vocabulary(rows: Iterable[Sequence[int]], model_config: Any, tokenizer: Any, name: str) -> None:
-    """Raises `ValueError` where something to be read has a token that the model has no embedding of, as one that was
-    added to its tokenizer alone. `rows`: token ids; `name`: as in `check_servable`."""
+    """Raises `ValueError` if an input contains a token that the model has no embedding for, such as one that was added
+    only to the tokenizer. `rows`: token ids; `name`: as in `check_servable`."""
     known = getattr(model_config.get_text_config(), "vocab_size", None) or sys.maxsize
     largest = max((int(max(row, default=0)) for row in rows), default=0)
     if largest >= known:
@@ -90,9 +90,9 @@ def check_vocabulary(rows: Iterable[Sequence[int]], model_config: Any, tokenizer
 
 
 def check_positions(model_config: Any, name: str, needed: int) -> None:
-    """Raises `ValueError` where a sampler with room for `needed` tokens turns positions by other factors than a learner
-    does: of two sets vLLM takes the one for long texts as soon as it has room for one, and transformers by the longest
-    text at hand. `name`: as in `check_servable`."""
+    """Raises `ValueError` if a sampler with room for `needed` tokens would scale rotary positions by other factors than
+    the learner (longrope): of the two sets, vLLM uses the long one as soon as its context is long enough for it, while
+    transformers decides by the longest sequence in the batch. `name`: as in `check_servable`."""
     rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
     limit = rope.get("original_max_position_embeddings")
     if rope.get("rope_type") == "longrope" and limit and needed > limit and rope["short_factor"] != rope["long_factor"]:
@@ -104,27 +104,27 @@ def check_positions(model_config: Any, name: str, needed: int) -> None:
 
 
 def layer_kinds(model_config: Any) -> list[str]:
-    """What kind of layer each one is, as a model says; nothing where it does not, and all attend to all positions."""
+    """The kind of each layer, as listed in the configuration; empty if all layers use full attention."""
     text = model_config.get_text_config()
     return list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
 
 
 def keeps_states(model_config: Any) -> bool:
-    """Whether some layers keep a state in place of keys and values."""
+    """Whether some layers keep a state instead of keys and values."""
     text = model_config.get_text_config()
     kept = not {"linear_attention", "mamba", "conv"}.isdisjoint(layer_kinds(model_config))
     return kept or any(hasattr(text, name) for name in STATES)
 
 
 def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
-    """Raises `ValueError` in one line for a model that vLLM would stop at when it starts.
+    """Raises a one-line `ValueError` for a model with which vLLM would fail to start.
 
     Args:
         model_config: as transformers' `AutoConfig` reads it.
-        name: `model.name`, or what else the command calls it.
-        adapter: whether adapters are to be served.
+        name: the model's name, as the command refers to it in messages.
+        adapter: whether adapters will be served.
     """
-    import torch  # heavy, for commands that have failed before
+    import torch  # heavy; commands that fail earlier never pay for it
 
     text, kind = model_config.get_text_config(), model_config.model_type
     if kind in UNSERVED:
@@ -157,8 +157,8 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
 
 
 def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out: str | None = None) -> None:
-    """Raises `ValueError` where vLLM serves no adapter of one of these layers, which are given by their paths; `key` is
-    what chose them, and without a `way_out` the others can be chosen."""
+    """Raises `ValueError` if vLLM cannot serve an adapter on one of these layers, given by their paths. `key` names the
+    setting that chose them; without a `way_out` the message suggests choosing the other layers."""
     leaves, text = sorted({path.rpartition(".")[2] for path in layers}), model_config.get_text_config()
     leaf, other = REPLACED.get(model_config.model_type, ("", ""))
     if getattr(text, "kv_lora_rank", None) and text.model_type not in EXPANDED:
@@ -177,7 +177,7 @@ def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out:
 
 
 def _head_sizes(text: Any) -> set[int]:
-    """Sizes of the heads; none known where keys are stored compressed or there is no attention."""
+    """The sizes of the attention heads; empty if keys are stored compressed or there is no attention."""
     heads = getattr(text, "num_attention_heads", None)
     if not heads or getattr(text, "kv_lora_rank", None):
         return set()
@@ -186,12 +186,13 @@ def _head_sizes(text: Any) -> set[int]:
 
 
 def precision_of(dtype: str, device_type: str) -> Dtype:
-    """What a precision, or `auto`, is on `cpu` or `cuda`."""
+    """Resolve a precision, which may be `auto`, for `cpu` or `cuda`."""
     return PRECISIONS[device_type] if dtype == "auto" else cast("Dtype", dtype)
 
 
 def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) -> None:
-    """Raises `ValueError` for one in which vLLM serves no adapters there. `key`: what the precision was given as."""
+    """Raises `ValueError` for a precision in which vLLM cannot serve adapters on this device. `key`: the setting that
+    gave the precision."""
     if adapter and dtype == "float32" and device_type == "cuda":
         raise ValueError(
             f"{key} is float32, and vLLM's kernels for adapters on CUDA take 16-bit values alone: give bfloat16, or "
@@ -200,9 +201,9 @@ def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) ->
 
 
 def check_computes(dtype: str, key: str) -> None:
-    """Raises `ValueError` where this process's card does not compute in that precision; elsewhere than on CUDA all do.
-    `key`: as in `check_precision`."""
-    import torch  # heavy, for commands that have failed before
+    """Raises `ValueError` if this process's CUDA card does not compute in this precision. `key`: as in
+    `check_precision`."""
+    import torch  # heavy; commands that fail earlier never pay for it
 
     if dtype != "bfloat16" or not torch.cuda.is_available():
         return
@@ -215,9 +216,9 @@ def check_computes(dtype: str, key: str) -> None:
 
 
 def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
-    """`--dtype` of a command that only samples, or what auto comes to on this machine: bfloat16, but for the embedded
-    model what its adapters are trained in. Raises `ValueError` as `check_precision`."""
-    import torch  # heavy, for commands that have failed before
+    """Resolve `--dtype` for a command that only samples. auto is bfloat16, but for the embedded model the precision
+    that its adapters are trained in. Raises `ValueError` as `check_precision` does."""
+    import torch  # heavy; commands that fail earlier never pay for it
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = precision_of(dtype, device_type) if dtype != "auto" or model == EMBEDDED else "bfloat16"
@@ -227,10 +228,10 @@ def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
 
 
 def check_cards() -> None:
-    """Raises `ValueError` in one line where cards are there and a torch that was built for them sees none: then vLLM's
-    build for CUDA could not start either. Looked into only where that torch sees none, for it takes a second. Where it
-    sees some, one is to be this process's, and named so that vLLM knows it."""
-    import torch  # heavy, for commands that have failed before
+    """Raises a one-line `ValueError` if the machine has cards but a CUDA build of torch sees none: then vLLM's CUDA
+    build could not start either. The driver is queried, which takes a second, only if torch sees no card. If it sees
+    some, checks that one of them belongs to this process and is named in a way that vLLM understands."""
+    import torch  # heavy; commands that fail earlier never pay for it
 
     if torch.version.cuda is None:
         return
@@ -256,8 +257,8 @@ def check_cards() -> None:
 
 
 def _check_chosen(count: int) -> None:
-    """Raises `ValueError` where a launcher's process has none of the `count` cards that it is shown, or
-    `CUDA_VISIBLE_DEVICES` has the first letters of a UUID: CUDA finds the card by them, and vLLM does not."""
+    """Raises `ValueError` if a launcher's process has no card of its own among the `count` visible ones, or if
+    `CUDA_VISIBLE_DEVICES` has an abbreviated UUID: CUDA accepts that, vLLM does not."""
     if (rank := int(os.environ.get("LOCAL_RANK", "0"))) >= count:
         raise ValueError(
             f"LOCAL_RANK is {rank}, and CUDA shows this process {count} of the cards: start no more processes than "
@@ -272,7 +273,7 @@ def _check_chosen(count: int) -> None:
 
 
 def driver_version() -> str | None:
-    """The driver's version as nvidia-smi says it; None where there is no card, or none that answers."""
+    """The driver's version according to nvidia-smi; None if there is no card, or the driver does not answer."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)
@@ -283,6 +284,6 @@ def driver_version() -> str | None:
 
 
 def why_not(error: Exception, model: str) -> ValueError:
-    """What vLLM says, at length, when it cannot serve a model, as one line."""
+    """vLLM's long error about a model that it cannot serve, as a one-line `ValueError`."""
     said = " ".join(re.sub(r"\[type=.*", "", str(error), flags=re.DOTALL).split())
     return ValueError(f"vLLM cannot serve {model} here: {said or type(error).__name__}")

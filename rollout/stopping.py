@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP → a program that drops what it samples, keeps what is finished, and leaves."""
+"""SIGINT, SIGTERM and SIGHUP → the program drops what it is sampling, keeps what is finished, and exits."""
 
 from __future__ import annotations
 
@@ -12,45 +12,47 @@ from types import FrameType
 from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a scheduler, a terminal that is closed or a connection that is lost."""
+"""Sent by Ctrl-C, by a scheduler, and when a terminal is closed or a connection lost, respectively."""
 
 ECHO_S = 3.0
-"""A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
+"""Repeats within this time count as one request: the terminal or the scheduler signals the whole process group, and a
+launcher forwards the signal once more."""
 
 GRACE_S = 120.0
-"""A command that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+"""A command that was asked to stop saves and exits within seconds; after this long it is killed."""
 
-LIBC = ctypes.CDLL(None)  # loaded here, since between fork and exec nothing may be
+LIBC = ctypes.CDLL(None)  # loaded here, because nothing may be loaded between fork and exec
 PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM to this process when the one that started it dies, by whatever cause; may be called
-    between fork and exec. `parent`: its number. Where it is gone already the kernel would send nothing."""
+    """Have the kernel send SIGTERM to this process when its parent dies for whatever reason; safe between fork and
+    exec. `parent`: the parent's pid, to detect that it is already gone, in which case the kernel would send nothing."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_session(pid: int) -> None:
-    """End a process that leads a session of its own, and all that it started."""
+    """Kill a process that leads a session of its own, and everything it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def hear_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let `handler` have the signals by which someone asks a program to stop; those that had them before. A hang-up
-    that is to be ignored (`nohup`) still is."""
+    """Install `handler` for the signals in `STOPS`. Returns the previous handlers. An ignored SIGHUP (`nohup`) stays
+    ignored."""
     heard = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 
 def leave_while_loading() -> None:
-    """Ctrl-C ends the process at once, in one line, until a `StopRequest` is heard: there is nothing to tidy up yet.
+    """Make Ctrl-C end the process at once, with one line of output, until a `StopRequest` listens: there is nothing to
+    clean up yet.
 
-    For the first lines of a command: what it imports then takes a second, and more on a slow disk.
+    For the first lines of a command, whose imports take a second, and longer on a slow disk.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as in the background
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored, as in the background
         signal.signal(signal.SIGINT, _leave)
 
 
@@ -61,20 +63,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Stopped(BaseException):
-    """Someone asked the program to stop. Not an `Exception`: a library that goes on after those does not after this."""
+    """The program was asked to stop. Not an `Exception`, which some libraries catch and ignore."""
 
 
 class StopRequest:
-    """Whether someone asked the program to stop, and by which signal. A second request ends it at once.
+    """Whether the program was asked to stop, and by which signal. A second request ends it at once.
 
-    A request raises `Stopped` wherever the program is, except inside `noted`, where what is finished is kept, and
-    again inside `raised`, where what takes long can be dropped. For the main thread, as all signals.
+    A request raises `Stopped` wherever the program is, except inside `noted`, which protects finished work. A nested
+    `raised` lets it raise again, around long work that can be dropped. Main thread only, as for all signals.
     """
 
     def __init__(self, signum: int | None = None) -> None:
         self.signum = signum
         self.others: list[StopRequest] = []
-        """Those of runs in the same process, which hear of it too."""
+        """Requests of other runs in the same process, to which this one is passed on."""
         self._asked = 0.0  # monotonic seconds
         self._raises = True
 
@@ -84,21 +86,21 @@ class StopRequest:
 
     @property
     def raises(self) -> bool:
-        """Whether a request that comes now raises."""
+        """Whether a request arriving now would raise."""
         return self._raises
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number, as shells count; 0 where nobody asked."""
+        """128 plus the signal's number, as in shells; 0 if there was no request."""
         return 0 if self.signum is None else 128 + self.signum
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Hear the signals of `STOPS` inside the block."""
+        """Handle the signals in `STOPS` inside the block."""
         before = hear_stops(self._hear)
         try:
             yield
-        except ImportError:  # what some libraries make of a request that comes while they are loaded
+        except ImportError:  # some libraries turn a request during their import into this
             if self.asked:
                 raise Stopped from None
             raise
@@ -107,11 +109,11 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def noted(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block a request is noted, and nothing more."""
+        """Inside the block a request is only noted."""
         return self._raising(False)
 
     def raised(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block a request raises `Stopped`; one that was noted before, at its beginning."""
+        """Inside the block a request raises `Stopped`; one that was noted earlier raises on entry."""
         return self._raising(True)
 
     @contextlib.contextmanager
@@ -126,7 +128,7 @@ class StopRequest:
             self._raises = before
 
     def heed(self, number: int) -> None:
-        """Another process of this run was asked, by that signal; where this one was too, nothing is new."""
+        """Take over a request that another process of this run received; ignored if this one has a request already."""
         if self.signum is None:
             self.signum, self._asked = number, time.monotonic()
             for other in self.others:

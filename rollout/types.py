@@ -1,4 +1,4 @@
-"""The records that travel from a problem to its completions: one frozen class a hop, none filled in later."""
+"""The records from a problem to its completions: one frozen class per hop, never filled in later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 BASE = "base"
-"""Stands for the key of an adapter where none is loaded."""
+"""Takes the place of an adapter's key if none is loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,21 +22,21 @@ class Problem:
 
     id: str
     text: str
-    """What the model is asked, before any template."""
+    """The question, before any template."""
     answer: str
-    """The reference answer, as the source writes it."""
+    """The reference answer, as written in the source."""
     level: str = ""
     subject: str = ""
     system: str = ""
-    """The system turn, where the source asks in chats."""
+    """The system turn, if the source consists of chats."""
     continues: bool = False
-    """Whether other turns of its chat come before it, which the model is not shown."""
+    """Whether earlier turns of its chat precede it, which the model does not see."""
     part: int = 0
-    """Which source of `data.mix` it is from."""
+    """Index of its source in `data.mix`."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The source's other columns, for a reward function of the user's."""
+    """The source's other columns, for a user's reward function."""
     entry: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """From a generated task: `task`, `settings`, and the library's `entry`, by which the task's own scorer grades."""
+    """Generated tasks only: `task`, `settings`, and the library's `entry`, which the task's own scorer needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRef:
-    """A published version, an adapter or a whole model: what a sampler is told to load. Names are never reused within
-    a run.
+    """A published version, an adapter or a whole model, for a sampler to load. Names are never reused within a run.
 
     Example: `AdapterRef(name="policy", version=3, path=Path("runs/x/adapters/v000003"), sha256="9f…", rank=1)`
     """
@@ -60,13 +59,13 @@ class AdapterRef:
     version: int
     path: Path
     sha256: str
-    """Digest of the manifest, which holds the digest of every file; of the weights where there is no manifest."""
+    """Digest of the manifest, which holds the digest of every file, or of the weights if there is no manifest."""
     rank: int
     """The adapter's rank; 0 for a whole model."""
 
     @property
     def key(self) -> str:
-        """The name under which engines load this version: unique for the life of the run."""
+        """The name under which engines load this version, unique within a run."""
         return f"{self.name}-v{self.version:06d}"
 
 
@@ -75,7 +74,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Consecutive tokens of a completion that were sampled at once."""
+    """Consecutive tokens of a completion that were sampled in one go."""
 
     adapter: str
     """`AdapterRef.key` of the version that produced them."""
@@ -88,35 +87,35 @@ class Completion:
 
     text: str
     token_ids: tuple[int, ...]
-    """[T] sampled tokens, the end-of-sequence token included when it was sampled."""
+    """[T] sampled tokens, including the end-of-sequence token if it was sampled."""
     logprobs: tuple[float, ...]
     """[T] nats: the sampler's log-probability of each sampled token, after temperature and truncation."""
     finish_reason: FinishReason
     adapter: str
-    """`AdapterRef.key` of the version that produced it, of several the last one; `base` when none was loaded."""
+    """`AdapterRef.key` of the version that produced it, of the last one if several did; `base` if none was loaded."""
     earlier: tuple[Segment, ...] = ()
-    """What came before the tokens of `adapter`, in order; nothing where it was sampled at once."""
+    """The segments before the tokens of `adapter`, in order; empty if all was sampled in one go."""
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logprobs)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """All its tokens, by what produced them."""
+        """All its tokens as segments, each with the version that produced it."""
         last = len(self.token_ids) - sum(segment.tokens for segment in self.earlier)
         return (*self.earlier, Segment(adapter=self.adapter, tokens=last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The completions of one prompt: a group shares a baseline."""
+    """The completions of one prompt, which share a baseline."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
 
 
 def by_group(groups: Sequence[RolloutGroup], items: Iterable[T]) -> list[tuple[T, ...]]:
-    """What was found of each completion of all groups, in order → what was found of each group's."""
+    """One item per completion of all groups, in order → one tuple of items per group."""
     found = iter(items)
     return [tuple(itertools.islice(found, len(group.completions))) for group in groups]
 
@@ -128,4 +127,4 @@ class TokenScores:
     logprobs: tuple[float, ...]
     """[T] nats, at temperature 1 and top_p 1."""
     greedy: tuple[bool, ...]
-    """[T] whether the token is the likeliest where it stands."""
+    """[T] whether the token is the most likely one at its position."""

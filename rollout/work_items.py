@@ -10,41 +10,41 @@ from rollout.segments import goes_on
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 LARGEST_PIECE = 16
-"""Prompts of a work item beyond which a longer batch gains little, and its longest completion holds up more."""
+"""Largest number of prompts per work item: larger batches gain little and wait longer for their longest completion."""
 
 
 def piece_size(prompts: int, workers: int) -> int:
-    """Prompts of a work item where so many are asked for at once: even shares for all workers, in as few turns as items
-    of `LARGEST_PIECE` take, and smaller where that leaves a worker without one; at least 1."""
+    """Prompts per work item for a request of `prompts` prompts: equal shares for all workers, in as few turns as items
+    of at most `LARGEST_PIECE` allow, and smaller if a worker would otherwise get none; at least 1."""
     turns = max(1, pieces_of(prompts, workers * LARGEST_PIECE))
     even = max(1, pieces_of(prompts, workers * turns))
     return even if pieces_of(prompts, even) >= workers else max(1, prompts // workers)
 
 
 def pieces_of(prompts: int, prompts_per_piece: int) -> int:
-    """How many work items a request for so many prompts makes."""
+    """Number of work items in a request for this many prompts."""
     return -(-prompts // prompts_per_piece)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """What is asked for at once: `sampling.n` completions of each prompt, from one version."""
+    """One request's input: `sampling.n` completions for each prompt, from one version."""
 
     prompts: Sequence[Prompt]
     sampling: SamplingConfig
     adapter: AdapterRef | None
     seeds: Sequence[str]
-    """One a prompt: see `Engine.generate`."""
+    """One per prompt: see `Engine.generate`."""
     _: KW_ONLY
     urgent: bool = False
-    """Whether it goes before what waits."""
+    """Whether it goes ahead of waiting requests."""
     prompts_per_piece: int | None = None
-    """What workers of a pool are given at a time, where that is not as set."""
+    """Overrides the pool's number of prompts per work item."""
 
 
 @dataclass(eq=False)
 class Request:
-    """A batch that was asked for, and what of it is there."""
+    """A requested batch and the answers received so far."""
 
     sampling: SamplingConfig
     adapter: AdapterRef | None
@@ -55,7 +55,7 @@ class Request:
         return all(item.groups is not None for item in self.items)
 
     def groups(self) -> list[RolloutGroup]:
-        """One a prompt, in the order of the prompts; to be called when all is done."""
+        """The groups, one per prompt in order; call only when all items are done."""
         assert self.done
         return [group for item in self.items for group in item.groups or ()]
 
@@ -64,25 +64,25 @@ class Request:
 class WorkItem:
     """Consecutive prompts of a request, sampled as one batch by one worker.
 
-    On the CPU a completion is a function of its batch too: requests are split by number alone, so that neither the
-    workers' number nor their speed changes one.
+    On the CPU a completion also depends on its batch. Requests are therefore split by number of prompts only, so that
+    neither the number nor the speed of the workers changes a completion.
     """
 
     request: Request
     prompts: Sequence[Prompt]
     seeds: Sequence[str]
     before: WorkItem | None = None
-    """What it goes on with."""
+    """The item whose completions this one continues."""
     groups: Sequence[RolloutGroup] | None = field(default=None, init=False)
-    """The first complete answer; a work item has one, however often it was given out."""
+    """The first complete answer; later ones are ignored if the item was handed out more than once."""
 
     @property
     def ready(self) -> bool:
-        """Whether it can be begun."""
+        """Whether it can be started."""
         return self.before is None or self.before.groups is not None
 
     def take(self, groups: Sequence[RolloutGroup]) -> str | None:
-        """Keep this answer, or say what is wrong with it and keep nothing."""
+        """Keep this answer and return None, or return what is wrong with it and keep nothing."""
         request = self.request
         if [(group.prompt, len(group.completions)) for group in groups] != [
             (p, request.sampling.n) for p in self.prompts
@@ -106,7 +106,7 @@ def _completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
 
 
 def split(batch: PromptBatch, prompts_per_item: int) -> Request:
-    """A request in work items of `prompts_per_item`, the last one smaller."""
+    """Split a batch into work items of `prompts_per_item` prompts; the last may be smaller."""
     request = Request(batch.sampling, batch.adapter)
     for start in range(0, len(batch.prompts), prompts_per_item):
         end = start + prompts_per_item
@@ -115,7 +115,7 @@ def split(batch: PromptBatch, prompts_per_item: int) -> Request:
 
 
 def extended(request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-    """A request to go on with what another leaves unfinished, in the same work items."""
+    """A request that continues what another leaves unfinished, in the same work items."""
     more = Request(sampling, adapter)
     more.items += [WorkItem(more, item.prompts, item.seeds, item) for item in request.items]
     return more

@@ -1,4 +1,4 @@
-"""What the tests share: the process group, one vLLM engine, one grader, and small builders."""
+"""Shared fixtures: the process group, vLLM engines, a grader, and small builders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rollout.pool.environment import prepare_ray
 from rollout.servable import precision_of
 from tests.helpers.forgetting import Policies, loaded_policies
 
-# A job in the background of a shell without job control ignores Ctrl-C, and so would all that the tests start.
+# A background job of a shell without job control ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
 DEVICE_TYPE = "cuda" if torch.cuda.is_available() else "cpu"
-# Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
+# Files with tests that take minutes run first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("test_ranks.py", "test_train.py", "test_doctor.py", "test_page.py", "test_together.py", "test_stop.py"),
     *("test_company.py", "test_going_on.py", "test_memory.py", "test_full.py", "test_run.py"),
@@ -39,13 +39,13 @@ LONGEST = (
 
 
 def pytest_configure() -> None:
-    """vLLM imports Ray, and Ray reads these when it is imported."""
+    """Set Ray's environment variables early: vLLM imports Ray, which reads them on import."""
     prepare_ray(None)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """All that the tests' modules import is imported here, in each process of pytest's."""
+    """Collect inside `loading`: in each pytest process, the imports of the test modules happen here."""
     with loading():
         return (yield)
 
@@ -56,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> Iterator[None]:
-    """What a module leaves is looked through once: libraries collect often, and an engine that ends thaws all."""
+    """Collect each test module's garbage once and freeze the rest: libraries collect often, and an engine that ends
+    unfreezes everything."""
     yield
     gc.collect()
     gc.freeze()
@@ -64,7 +65,7 @@ def _frozen() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The directory of real problem files; the test is skipped where it is absent."""
+    """The directory of real problem files; skips the test if it is absent."""
     if not SHARED.is_dir():
         pytest.skip("the shared problem files are not here")
     return SHARED
@@ -74,7 +75,7 @@ def shared_data() -> Path:
 def ranks() -> Iterator[Ranks]:
     joined = join_ranks()
     with pytest.MonkeyPatch.context() as patch:
-        # A command that is run in this process does not end the group in which the session's engine is.
+        # A command run in this process must not leave the process group that the session's engine uses.
         patch.setattr("rl_engine.learner.ranks.leave_ranks", lambda: None)
         yield joined
 
@@ -87,7 +88,7 @@ def grader() -> Iterator[Grader]:
 
 @pytest.fixture(scope="session")
 def vllm_engine(ranks: Ranks) -> Iterator[Any]:
-    """The real sampler on the embedded model, started once. It depends on `ranks` so that it is closed before."""
+    """The real sampler on the embedded model, started once. It depends on `ranks` so that it is closed first."""
     from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
@@ -98,7 +99,7 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
             lora_rank=LARGEST_TEST_RANK,
             max_num_seqs=64,
             kv_cache_gib=0.25,
-            # Other engines start beside it.
+            # Leaves room for the other engines that tests start.
             memory_fraction=0.1,
         )
     )
@@ -108,8 +109,8 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
-    """A sampler of the embedded model without adapters. It stays to the end: closing an engine takes the process group
-    from the other one."""
+    """A sampler of the embedded model without adapters. It is never closed: closing one engine destroys the process
+    group that the other uses."""
     from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
@@ -123,20 +124,20 @@ def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """The embedded model's."""
+    """The embedded model's tokenizer."""
     return AutoTokenizer.from_pretrained(EMBEDDED_DIR)
 
 
 @pytest.fixture(scope="module")
 def policies(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
-    """Adapters that the engine has loaded, beside what transformers and PEFT say of them."""
+    """Adapters loaded into the engine, with the same models in transformers and PEFT."""
     with loaded_policies(vllm_engine, tmp_path_factory.mktemp("policies")) as policies:
         yield policies
 
 
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The seam to lm_eval, with a cache of datasets of its own; the test is skipped where that is not installed."""
+    """The interface to lm_eval, with its own dataset cache; skips the test if lm_eval is not installed."""
     pytest.importorskip("lm_eval")
     import datasets
 
@@ -151,8 +152,8 @@ ConfigMaker = Callable[..., Config]
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> ConfigMaker:
-    """The quickstart's configuration with overrides, in the precision of this machine, writing below the test's own
-    directory."""
+    """Makes the quickstart's configuration with overrides, in this machine's precision, writing below the test's
+    temporary directory."""
 
     def make(*overrides: str) -> Config:
         config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])

@@ -1,4 +1,4 @@
-"""YAML and overrides → what a run is told: frozen, checked, light to import (neither torch nor vllm)."""
+"""YAML and overrides → the configuration of a run: frozen, validated, light to import (neither torch nor vllm)."""
 
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import CLIP_BOUNDS, LossConfig

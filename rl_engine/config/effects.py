@@ -1,8 +1,8 @@
-"""Configuration → the keys that have no effect in it, and why.
+"""Configuration → the keys that have no effect, and why.
 
-Whoever gave such a key believes that something happens which does not: a run on the wrong data, a comparison of two
-equal runs. What depends on the machine or on the model's files (keys for CUDA alone, `learner.zero_stage` on one rank,
-`lora.expert_rank` without experts) is not here: a configuration is written on one machine and run on another.
+A user who sets such a key expects something that does not happen, and may train on the wrong data or compare two equal
+runs. Effects that depend on the machine or on the model's files (CUDA-only keys, `learner.zero_stage` on one rank,
+`lora.expert_rank` without experts) are not checked: a configuration is written on one machine and run on another.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """When some keys have no effect.
+    """A condition under which some keys have no effect.
 
     Example: `Rule(keys=("loss.kl_penalty",), depends_on=("loss.kl_coef",), idle=lambda of: of["loss.kl_coef"] == 0,
     why="loss.kl_coef is 0", instead="give loss.kl_coef too")`
     """
 
     keys: tuple[str, ...]
-    """Keys, or sections for all keys in them; those that a command does not have are passed over."""
+    """Keys, or sections that stand for all keys in them; keys that a command lacks are skipped."""
     depends_on: tuple[str, ...]
-    """The keys that `idle` looks at."""
+    """The keys that `idle` reads."""
     idle: Callable[[Values], bool]
-    """Told every key's value; a key that the command lacks is None."""
+    """Takes the values of all keys; a key that the command lacks is None."""
     why: str
     instead: str
 
@@ -75,8 +75,8 @@ SUMS = (
     "data.arithmetic.wording",
     "data.arithmetic.direct_share",
 )
-# Values that ask for nothing: no evaluations in between, where there are none at all; and what was a default when a run
-# of a pool wrote it down.
+# Values accepted although the key has no effect: no evaluations in between if there are none at all, and a former
+# default that runs with a pool have in their configuration.
 NOTHING: Values = {"eval.every": 0, "rollout.sleep": True}
 
 
@@ -97,7 +97,8 @@ def _makes_sums(of: Values) -> bool:
 
 
 def _asks_sums(of: Values) -> bool:
-    """`held_out` is of what is generated for training, and where nothing is, of sums."""
+    """Whether the suite `held_out` consists of sums: it follows the generated training data, and is sums without
+    any."""
     return "held_out" in (of["eval.suites"] or ()) and not _sources(of) & GENERATED
 
 
@@ -318,18 +319,18 @@ RULES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idle:
-    """A key that does nothing, with a value other than its default."""
+    """A key that has no effect, with a value other than its default."""
 
     key: str
     value: Any
     depends_on: tuple[str, ...]
     line: str
-    """Key, value, reason and way out."""
+    """Message: key, value, reason and way out."""
 
 
 def idle_keys(config: BaseModel) -> Iterator[Idle]:
-    """The keys of a configuration whose values make no difference, each once, by the first rule that says so. Those in
-    a source of `data.mix` stand under that key: a list is given whole."""
+    """The keys of a configuration that have no effect, each once, by the first rule that applies. Keys in a source of
+    `data.mix` are reported as `data.mix`, because a list is always set as a whole."""
     infos = dict(fields(type(config)))
     values = _Values({key: _value(config, key) for key in infos})
     yield from _idle(infos, values, lambda text: text)
@@ -341,7 +342,7 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
 
 
 def _idle(infos: Mapping[str, FieldInfo], values: _Values, said: Callable[[str], str]) -> Iterator[Idle]:
-    """The same of these keys. `said`: a text with the names of keys as people are told them."""
+    """As `idle_keys`, for the keys in `infos`. `said` rewrites the key names in a text as the user knows them."""
     told = set()
     for rule in RULES:
         wanted = [key for key in infos if any(f"{key}.".startswith(f"{name}.") for name in rule.keys)]

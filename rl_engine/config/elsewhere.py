@@ -1,8 +1,8 @@
-"""What TRL, verl, Axolotl, OpenRLHF and Unsloth call things → what they are called here; and whose key is whose."""
+"""Keys of TRL, verl, Axolotl, OpenRLHF and Unsloth → ours; and the keys that identify each command's files."""
 
 from __future__ import annotations
 
-# Keys, or sections of them, that one command alone has: a file given to another command is told by them.
+# Keys or sections that only one command has, by which a file for another command is recognized.
 SIGNS: dict[str, frozenset[str]] = {
     "rl_engine.train": frozenset(
         {"sampling", "rewards", "rollout", "loss", "learner", "data.max_prompt_tokens", "train.problems_per_step"}
@@ -31,8 +31,8 @@ SIGNS: dict[str, frozenset[str]] = {
     "rl_engine.sweep": frozenset({"base", "set", "grid", "arms", "score", "seeds", "jobs"}),
 }
 
-# A setting of ours, or several; those that a command does not have are passed over. Names are looked up by the end of
-# a path: `actor_rollout_ref.actor.ppo_epochs` by `ppo_epochs`.
+# One or several of our settings; those that a command lacks are skipped. Names are matched against the end of a path:
+# `actor_rollout_ref.actor.ppo_epochs` matches `ppo_epochs`.
 ELSEWHERE: dict[str, str] = {
     # The model and the adapter.
     "model_name_or_path": "model.name",
@@ -231,7 +231,7 @@ ELSEWHERE: dict[str, str] = {
     "project_name": "log.wandb",
 }
 
-# What has no setting here, and why.
+# Keys without a counterpart here, and why.
 ABSENT: dict[str, str] = {
     "lora_dropout": "adapters have no dropout here",
     "lora_modules_to_save": "only adapters are trained and shipped; lora.targets may hold `+lm_head`",
@@ -258,7 +258,7 @@ ABSENT: dict[str, str] = {
     "gae_lambda": "there is no value model: loss.baseline compares the completions of a problem",
 }
 
-# Name of an objective → the settings that make it (docs/choosing.md).
+# Name of an objective → the settings that select it (docs/choosing.md).
 OBJECTIVES: dict[str, str] = {
     "grpo": "loss.name=ppo_clip loss.baseline=group_mean_std loss.normalizer=sequence loss.kl_coef=0.04",
     "dr_grpo": "loss.name=ppo_clip loss.baseline=group_mean loss.normalizer=constant",

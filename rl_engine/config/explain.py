@@ -1,4 +1,4 @@
-"""What pydantic found wrong → a line for each key: key, value, what is allowed."""
+"""pydantic's validation errors → one line per key: key, value, what is allowed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ValidationError
 from rl_engine.config.fields import as_yaml, describe, field_at, leaves, names_of, section_at, takes_nothing, types_of
 from rl_engine.config.hints import key_hint, near, objective
 
-# What pydantic says of a value that is no list or no mapping, or a list of another length.
+# pydantic's error types for a value that is not a list or mapping, or a list of the wrong length.
 SHAPES = ("tuple_type", "too_short", "too_long", "dict_type")
 
 
 def problems_of(schema: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """Every problem of these values once, in pydantic's order; what is required and absent comes last, together."""
+    """Every problem with these values once, in pydantic's order; missing required keys come last, in one line."""
     lines: dict[str, None] = {}
     absent = []
     problems = error.errors(include_url=False)
     places = [problem["loc"] for problem in problems]
     for problem in problems:
         if problem["type"] == "too_short" and any(problem["loc"] == place[:-1] for place in places):
-            continue  # of items that are wrong themselves
+            continue  # an error about items that have errors of their own
         location = [str(part) for part in problem["loc"]]
         if problem["type"] == "missing":
             absent.append(".".join(location))
@@ -37,7 +37,7 @@ def problems_of(schema: type[BaseModel], values: Mapping[str, Any], error: Valid
 
 
 def _unknown(schema: type[BaseModel], location: list[str], value: Any) -> list[str]:
-    """A line for each key in an unknown one: another library's file has whole sections of them."""
+    """One line per key inside an unknown key: another library's file has whole sections of them."""
     inner = leaves(value) if isinstance(value, Mapping) and value else iter(())
     keys = [(location + key.split("."), leaf) for key, leaf in inner] or [(location, value)]
     return [f"{'.'.join(key)}: no such key; {key_hint(schema, key, leaf)}" for key, leaf in keys]
@@ -87,7 +87,7 @@ def _example(info: Any) -> str:
 
 
 def _without_types(schema: Any, location: Sequence[str]) -> list[str]:
-    """A key without what pydantic appends to tell the alternatives of a union apart."""
+    """A key without the parts that pydantic appends to distinguish the alternatives of a union."""
     for index, part in enumerate(location):
         fields = getattr(schema, "model_fields", {})
         if part not in fields:
@@ -97,7 +97,7 @@ def _without_types(schema: Any, location: Sequence[str]) -> list[str]:
 
 
 def _field_of(schema: type[BaseModel], location: Sequence[str]) -> str:
-    """The key that holds the value of that place, which may lie inside it."""
+    """The key whose value contains this location."""
     for length in range(len(location), 0, -1):
         if field_at(schema, ".".join(location[:length])) is not None:
             return ".".join(location[:length])

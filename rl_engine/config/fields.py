@@ -1,4 +1,4 @@
-"""Schema → its keys, and in words what each of them takes."""
+"""Schema → its keys, and a description of the values that each accepts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true 
 
 def is_section(annotation: Any) -> bool:
     """Whether a key of this type has keys of its own."""
-    # tuple[str, …] passes for a class until issubclass is asked.
+    # isinstance takes tuple[str, …] for a class, and issubclass then fails on it.
     plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
     return plain and issubclass(annotation, BaseModel)
 
 
 def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, what it is) of every key that holds a value."""
+    """(dotted key, field) of every key that holds a value."""
     for name, info in schema.model_fields.items():
         if is_section(info.annotation):
             section: Any = info.annotation
@@ -32,7 +32,7 @@ def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def section_at(schema: type[BaseModel], parts: typing.Sequence[str]) -> type[BaseModel] | None:
-    """The section of that path; the schema itself for none; None where there is no such section."""
+    """The section at a path, or the schema itself for an empty path; None if there is no such section."""
     for part in parts:
         info = schema.model_fields.get(part)
         if info is None or not is_section(info.annotation):
@@ -43,7 +43,7 @@ def section_at(schema: type[BaseModel], parts: typing.Sequence[str]) -> type[Bas
 
 
 def field_at(schema: type[BaseModel], key: str) -> FieldInfo | None:
-    """What the key of a value is; None for sections, for keys inside a value, and for those that do not exist."""
+    """The field of a key that holds a value; None for sections, keys inside a value, and unknown keys."""
     *path, name = key.split(".")
     section = section_at(schema, path)
     info = section.model_fields.get(name) if section else None
@@ -51,13 +51,13 @@ def field_at(schema: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def is_setting(schema: type[BaseModel], key: str) -> bool:
-    """Whether a value can be given under the key: its own, or one inside a mapping."""
+    """Whether the key can be set: it holds a value, or lies inside one that is a mapping."""
     parts = key.split(".")
     return any(field_at(schema, ".".join(parts[:length])) is not None for length in range(1, len(parts) + 1))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a tree of mappings; an empty mapping is a value."""
+    """(dotted key, value) of every leaf of nested mappings; an empty mapping is a leaf."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -66,19 +66,19 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def types_of(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, without None; else the type itself."""
+    """The alternatives of a union, without None; otherwise the type itself."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(part for part in typing.get_args(annotation) if part is not types.NoneType)
     return (annotation,)
 
 
 def takes_text_alone(annotation: Any) -> bool:
-    """Whether every scalar for it is text: then 1e5 on the command line is a name, not a number."""
+    """Whether it accepts no scalars but text, so that 1e5 on the command line is a name, not a number."""
     return all(part is str or item_of_list(part) is str or names_of(part) for part in types_of(annotation))
 
 
 def takes_nothing(annotation: Any) -> bool:
-    """Whether null is one of its values."""
+    """Whether it accepts null."""
     return types.NoneType in typing.get_args(annotation)
 
 
@@ -87,13 +87,13 @@ def takes_number(annotation: Any) -> bool:
 
 
 def names_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a key that takes one of some names; none for other keys."""
+    """The values of a key that accepts one of several names; empty for other keys."""
     values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
     return values if all(isinstance(value, str) for value in values) else ()
 
 
 def item_of_list(annotation: Any) -> Any:
-    """What a list holds, where the key takes a list of any length and no lone value; None elsewhere."""
+    """The item type of a key that accepts only lists, of any length; None for other keys."""
     (only, *others) = types_of(annotation)
     arguments = typing.get_args(only)
     if others or typing.get_origin(only) is not tuple or arguments[1:] != (Ellipsis,):

@@ -1,4 +1,4 @@
-"""YAML file and settings → a checked, frozen configuration. Imports neither torch nor vllm."""
+"""YAML file and overrides → a validated, frozen configuration. Imports neither torch nor vllm."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from rollout.files.ownership import MARKER
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_RUN = "config.yaml"
-"""The configuration in a run's own directory, under this name."""
-# Here a text with commas is one text.
+"""File name of the configuration in a run's directory."""
+# Keys whose text may contain commas without becoming a list.
 FREE_TEXT = frozenset({"sampling.stop"})
-# Where a `~` stands for the home directory when the file is opened: what a run began with is what it is resumed with.
+# Keys whose `~` is expanded only when the file is opened, so that a resumed run sees the value it began with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
-# What a person has named may be called none: an arm without something.
+# Values that are names chosen by the user, who may call an arm `none`.
 OWN_NAMES = frozenset({"reference"})
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the text says which key, which value and what is allowed."""
+    """A configuration that cannot be run; the message gives key, value and what is allowed."""
 
 
 class CommandConfig(Section):
-    """All that one command is told."""
+    """The whole configuration of one command."""
 
     module: ClassVar[str]
     """The command, a key of `SIGNS`: `python -m MODULE`."""
@@ -67,18 +67,18 @@ S = TypeVar("S", bound=CommandConfig)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Settings that were given together, and where: a file's, or those of a command line, which replace the file's."""
+    """Settings that were given in one place: a file, or a command line, which overrides the file."""
 
     place: str
     values: dict[str, Any]
 
     def gives(self, schema: type[CommandConfig], key: str) -> bool:
-        """Whether it gives the key's value, or a part of it."""
+        """Whether it sets the key or a part of its value."""
         return any(f"{given}.".startswith(f"{key}.") for given, _ in leaves(self.values))
 
 
 def _variable(name: str, *default: Any) -> Any:
-    """What `${oc.env:NAME}` stands for. The resolved values are kept, shown and pushed: never a secret."""
+    """The value of `${oc.env:NAME}`. Secrets are refused, since resolved values are stored, shown and pushed."""
     if SECRET.search(name):
         raise ConfigError(f"{name} looks like a secret, and config.yaml is no place for one: read it where it is used")
     return oc.env(name, *default)
@@ -88,7 +88,7 @@ OmegaConf.register_resolver("oc.env", _variable, replace=True)
 
 
 def shipped(module: str) -> list[str]:
-    """The shipped configurations that a command takes; not the recipe of the embedded model, which has its own."""
+    """The shipped configurations for a command, without embedded.yaml, whose recipe has its own command."""
     kinds = {"rl_engine.sweep": "sweep_", "rl_engine.sft": "sft_"}
     names = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "embedded.yaml")
     own = kinds.get(module)
@@ -96,7 +96,7 @@ def shipped(module: str) -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """The file of that path, or else of that name among the shipped configurations."""
+    """The file at this path, or else the shipped configuration of this name."""
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
@@ -113,20 +113,20 @@ def find_config(name: str) -> Path:
 
 
 def read_config(schema: type[S], name: str, overrides: Sequence[str] = (), *, place: str = "command line") -> S:
-    """Read a configuration file, apply `key.sub=value` overrides in turn, and check the whole.
+    """Read a configuration file, apply `key.sub=value` overrides in order, and validate the result.
 
-    `output_dir` is `runs/<file name>` where neither gives one; of a run's own configuration it is the directory in
-    which that lies, unless the overrides give another. `place` is where the overrides were given, for messages.
+    `output_dir` defaults to `runs/<file name>`. For a run's own config.yaml it is the directory of that file, unless an
+    override sets another. `place` is where the overrides were given, for messages.
     Raises `ConfigError` with every problem found.
     """
     return resolve(schema, name, (place, overrides))[0]
 
 
 def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) -> tuple[S, tuple[str, ...]]:
-    """The configuration of a file under layers of overrides, (place, overrides) each; and the keys left out of it.
+    """Apply layers of overrides, each (place, overrides), to a file. Returns the configuration and the dropped keys.
 
-    A key without effect is refused, unless a later layer than its own made it so: `method=full` on a file that gives a
-    rank. There it is left out, as if nobody had given it.
+    A key without effect is an error, unless a later layer made it ineffective, as `method=full` does for a file that
+    sets a rank. Then the key is dropped, as if it had not been set.
     """
     path = find_config(name)
     layers = [Layer(str(path), _read_file(path))]
@@ -153,8 +153,8 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
 
 
 def _run_around(path: Path) -> Path | None:
-    """The directory of the run whose own configuration a file is. That it was another place once, before it was moved
-    or copied, or seen from another working directory, is no reason to go on there."""
+    """The run directory if the file is a run's own config.yaml. It overrides the recorded `output_dir`, since the run
+    may have been moved or copied since, or be seen from another working directory."""
     own = path.absolute().parent
     return own if path.name == OF_RUN and (own / MARKER).is_file() else None
 
@@ -162,7 +162,7 @@ def _run_around(path: Path) -> Path | None:
 def _drop_idle(
     schema: type[CommandConfig], layers: Sequence[Layer], values: dict[str, Any], idle: Sequence[Idle]
 ) -> tuple[str, ...]:
-    """Take what a later layer switched off out of the values. Raises `ConfigError` for what never had an effect."""
+    """Remove keys that a later layer made ineffective. Raises `ConfigError` for keys that never had an effect."""
     dropped, refused = [], []
     for one in idle:
         last = max((index for index, layer in enumerate(layers) if layer.gives(schema, one.key)), default=0)
@@ -181,7 +181,7 @@ def _drop_idle(
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """The file's values as they stand there, interpolations unresolved."""
+    """The file's values as written, with interpolations unresolved."""
     try:
         text = read_text(path)
     except OSError as error:
@@ -204,7 +204,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
-    """The layers in one, with what `${…}` stands for. Raises `ConfigError` under the first that cannot be resolved."""
+    """The merged values with `${…}` resolved. Raises `ConfigError` under the first layer that cannot be resolved."""
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -220,7 +220,7 @@ def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
-    """`, line 3: what is wrong there`."""
+    """Location and cause of a YAML error: `, line 3: what is wrong there`."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return f": {first_line(error)}"
@@ -233,7 +233,7 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
 
 
 def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[str, Any]) -> dict[str, Any]:
-    """The tree that `key.sub=value` stands for. `below` is what it will be laid over."""
+    """`key.sub=value` as nested mappings. `below` holds the values that it will be merged into."""
     key, equals, text = (part.strip() for part in override.partition("="))
     named = key.lstrip("-+~")
     if not equals or not named:
@@ -257,8 +257,8 @@ def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[s
 
 
 def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
-    """The text as YAML, or as it stands where the key takes nothing but text; a switch where it takes text or nothing
-    is one, and refused: `log.wandb=false` names no project."""
+    """Parse the text as YAML, or keep it as it is if the key accepts only text. For a key that accepts text or null, a
+    boolean stays one and is rejected later: `log.wandb=false` names no project."""
     info = field_at(schema, key)
     annotation = None if info is None else info.annotation
     try:
@@ -280,7 +280,7 @@ def _at(tree: Any, parts: Sequence[str]) -> Any:
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Trees of mappings laid over each other: of what is no mapping, the later one holds."""
+    """Merge nested mappings; for anything that is not a mapping, the later value wins."""
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
@@ -290,9 +290,9 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, a text
-    with commas where a list is expected is a list, Python's None is null where that is a value, and a path from `~` is
-    one from the home directory. A switch is no number: as a text it is refused."""
+    """Interpret values as users mean them: a section without keys is empty; where a list is expected, a single value is
+    a list of one and text with commas is a list; Python's None is null where null is allowed; a leading `~` is the home
+    directory. Booleans are turned into text where a number is expected, so that they are rejected."""
     result = dict(values)
     for name, given in values.items():
         info, key = schema.model_fields.get(name), f"{prefix}{name}"
@@ -314,9 +314,9 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def at_home(value: Any, key: str) -> Any:
-    """A key's value with the paths in it that begin at `~`, which only a shell knows, and not after every key.
+    """Expand `~` in the paths of a key's value: only shells do that, and not after every `key=`.
 
-    Raises `ConfigError` where the system does not know of a home directory.
+    Raises `ConfigError` if the system has no home directory.
     """
     if isinstance(value, str) and value.startswith("~/"):
         try:
@@ -334,7 +334,7 @@ def _takes_list(annotation: Any) -> bool:
 
 
 def _check_kind(schema: type[CommandConfig], path: Path, values: dict[str, Any]) -> None:
-    """Raises `ConfigError` where the file is another command's."""
+    """Raises `ConfigError` if the file belongs to another command."""
     given = {".".join(parts[:length]) for key, _ in leaves(values) if (parts := key.split(".")) for length in (1, 2)}
     counts = {module: len(signs & given) for module, signs in SIGNS.items()}
     module = max(counts, key=lambda name: counts[name])
@@ -346,7 +346,7 @@ def _check_kind(schema: type[CommandConfig], path: Path, values: dict[str, Any])
 
 
 def _said_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: Sequence[str]) -> str:
-    """The problems, each under the layer with which it came."""
+    """The problems, each under the layer that introduced it."""
     places: dict[str, str] = {}
     for count in range(1, len(layers) + 1):
         values = as_meant(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
@@ -359,7 +359,7 @@ def _said_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: 
 
 
 def _headed(problems: Sequence[tuple[str, str]]) -> str:
-    """`place: problem` for one; the problems of each place beneath it for several."""
+    """`place: problem` for a single problem; otherwise each place with its problems listed beneath it."""
     if len(problems) == 1:
         return ": ".join(problems[0])
     by_place: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A name that is not known → the one that was meant, where that can be told."""
+"""An unknown name → the one that was probably meant, if any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_HINT = "docs/configuration.md lists the keys"
 
 
 def edits(one: str, other: str) -> int:
-    """Letters to add, drop or change, or neighbours to swap, to make one of the other (optimal string alignment)."""
+    """Edit distance between two names, where swapping neighbouring letters is one edit (optimal string alignment)."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
@@ -29,7 +29,7 @@ def edits(one: str, other: str) -> int:
 
 
 def near(name: str, names: Iterable[str]) -> str | None:
-    """The name most like it: within one edit for each three of its letters, and two at most; else none."""
+    """The most similar name, within one edit per three letters and at most two edits; None if there is none."""
     plain = _plain(name)
     counted = [(edits(plain, _plain(other)), other) for other in names]
     fewest, nearest = min(counted, default=(len(plain), ""))
@@ -41,14 +41,14 @@ def _plain(name: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in words: `a, b or c`."""
+    """Join names in words: `a, b or c`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
-    """What an unknown key should have been: its name here when it is another library's, a key of the same name
-    elsewhere, one nearly so called; else the keys that there are."""
+    """A hint for an unknown key: our name for another library's key, a key of the same name in another section, a key
+    with a similar name; otherwise the keys that exist."""
     name = location[-1]
     if "=" in name:
         key, _, text = name.partition("=")
@@ -66,7 +66,7 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
     for module, signs in SIGNS.items():
         if module != own and signs & {location[0], ".".join(location[:2])}:
             return f"{module} has it, and this command does not"
-    # That something else has a name too is no hint.
+    # A `name` in some other section is no useful hint.
     by_name = [key for key in keys if len(location) == 1 or key.split(".")[-1] != "name"]
     if same := [key for key in by_name if key.split(".")[-1] == name]:
         return f"did you mean {listed(same)}?"
@@ -75,7 +75,7 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
         return f"did you mean {'.'.join([*location[:-1], found])}?"
     if found := near(name, [key.split(".")[-1] for key in by_name]):
         return f"did you mean {listed(key for key in by_name if key.split('.')[-1] == found)}?"
-    if beside is None and own == "rl_engine.sweep":  # a section of the cells'
+    if beside is None and own == "rl_engine.sweep":  # a section of the cells' configuration
         key = ".".join(location)
         return f"set.{key} is one of all cells, grid.{key} has values to compare"
     if beside is None or not location[:-1]:
@@ -84,8 +84,8 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
 
 
 def _of_another_library(keys: list[str], location: list[str], value: Any) -> str | None:
-    """The name here of a key of TRL, verl, Axolotl and their like."""
-    # The longest ending of the path that is known: `rollout.n` before `n`.
+    """Our name for a key of TRL, verl, Axolotl and similar libraries."""
+    # The longest known suffix of the path wins: `rollout.n` before `n`.
     for start in range(len(location)):
         name = ".".join(location[start:])
         settings = [setting for setting in ELSEWHERE.get(name, "").split() if setting.split("=")[0] in keys]
@@ -103,5 +103,5 @@ def _of_another_library(keys: list[str], location: list[str], value: Any) -> str
 
 
 def objective(name: Any) -> str | None:
-    """The settings that make an objective known by that name."""
+    """The settings for the objective of this name."""
     return OBJECTIVES.get(str(name).lower().replace("-", "_").replace(" ", "_"))

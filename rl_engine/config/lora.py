@@ -59,17 +59,17 @@ class LoraConfig(Section):
 
     @property
     def is_tiny(self) -> bool:
-        """Whether `numbers` are all that learns."""
+        """Whether only `numbers` are trained."""
         return STARTS[self.init].served == "composed"
 
     @property
     def served_factor(self) -> int:
-        """Rank of the published adapter by that of the trained one."""
+        """Ratio of the published adapter's rank to the trained one's."""
         return 2 if STARTS[self.init].served == "converted" else 1
 
     @property
     def served_rank(self) -> int:
-        """Largest rank the sampler has to serve."""
+        """Largest rank that the sampler has to serve."""
         return self.served_factor * max([self.rank, *self.rank_pattern.values()])
 
     @model_validator(mode="after")
@@ -97,7 +97,7 @@ class LoraConfig(Section):
 
 
 def refuse_unknown_rate(lora: LoraConfig, lr: float | str, method: str) -> None:
-    """Raises `ValueError` for `optim.lr: auto` where no rule is known."""
+    """Raises `ValueError` for `optim.lr: auto` if no rule is known for these settings."""
     if method == "lora" and lora.is_tiny and lr == "auto":
         raise ValueError(
             f"optim.lr auto has no rule for lora.init {lora.init}, whose best rate moves with lora.numbers: give a "

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from rollout.config import Section
 
-# Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
-# that is not here has none.
+# Default distances of the clipping bounds from a ratio of 1, for `loss.clip_low` and `loss.clip_high`. A loss that is
+# not listed does not clip.
 CLIP_BOUNDS: dict[str, dict[str, float]] = {
     "ppo_clip": {"clip_low": 0.2, "clip_high": 0.2},
     "cispo": {"clip_high": 3.0},
@@ -63,19 +63,19 @@ class LossConfig(Section):
     entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; a negative value is a penalty.")
 
     def bounds(self) -> dict[str, float]:
-        """Clipping bounds of the chosen loss, by the name of its argument."""
+        """Clipping bounds of the chosen loss, by argument name."""
         return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
 
     @property
     def correction(self) -> Correction:
-        """`sampler_correction` with auto decided."""
+        """`sampler_correction` with auto resolved."""
         if self.sampler_correction == "auto":
             return "token_truncate" if self.clips else "none"
         return self.sampler_correction
 
     @property
     def clips(self) -> bool:
-        """Whether the loss bounds its ratio: to how far the learner has moved since the start of the step."""
+        """Whether the loss bounds its ratio, that is, how far the policy has moved since the start of the step."""
         return self.name in CLIP_BOUNDS
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The `optim:` section: Adam, its rate, and how the rate moves over a run."""
+"""The `optim:` section: Adam, its learning rate, and the schedule over a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rollout.config import Section
 
-# What multiplies the rate where a share of the steps is done. None ends before its last step has learned.
+# Fraction of the steps done → factor on the learning rate. No schedule reaches 0 before the last step.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - done,
@@ -40,18 +40,18 @@ class OptimConfig(Section):
 
     @property
     def rate(self) -> float:
-        """`lr` as a number: a run replaces auto before anything else (`resolve_learning_rate`)."""
+        """`lr` as a number: a run resolves auto before anything else (`resolve_learning_rate`)."""
         assert self.lr != "auto", "the rate has not been decided"
         return self.lr
 
     def rate_factor(self, steps: int, done: int) -> float:
-        """What multiplies the rate in the step after `done` others, of `steps`: a function of these alone, so that a
-        resumed run goes on with it."""
+        """The factor on the learning rate in the step after `done` of `steps`. It depends on these only, so that a
+        resumed run continues the schedule."""
         warm = min(1.0, (done + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return warm * SCHEDULES[self.schedule](done / steps)
 
     def describe(self) -> str:
-        """Adam and its rate, for people."""
+        """Adam and its learning rate, as text for the user."""
         extras = [f"{self.schedule} rate {self.rate:g}"]
         if self.warmup_steps:
             extras.append(f"{self.warmup_steps} warm-up steps")

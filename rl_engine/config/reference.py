@@ -36,7 +36,7 @@ TABLE = """| key | type | default | meaning |
 
 
 def rows(model: type[BaseModel]) -> Iterator[str]:
-    """One table row a key, sections flattened."""
+    """One table row per key, with sections flattened."""
     for key, info in fields(model):
         default = "required" if info.is_required() else f"`{as_yaml(info.get_default(call_default_factory=True))}`"
         meaning = (info.description or "").replace("|", "\\|")
@@ -44,7 +44,7 @@ def rows(model: type[BaseModel]) -> Iterator[str]:
 
 
 def reference() -> str:
-    """The page; its table of the supervised command leaves out what is the same to the letter."""
+    """The page; the table of the supervised command omits rows that are identical to the first table's."""
     shared = [*rows(Config)]
     supervised = [*rows(SftConfig)]
     own = [row for row in supervised if row not in shared]

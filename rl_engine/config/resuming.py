@@ -1,4 +1,4 @@
-"""The configuration that a run began with, and the one it is resumed with → what may change, and what may not."""
+"""The configuration a run began with and the one it is resumed with → which changes are allowed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rl_engine.config.sft import SftConfig
 
 
 class ResumeRule(enum.Enum):
-    """What a key may do when a run is resumed."""
+    """How a key may change when a run is resumed."""
 
     FREE = enum.auto()
-    """Change: no number that is trained depends on it."""
+    """May change: no trained number depends on it."""
     ROUNDING = enum.auto()
-    """Change: the mathematics stay, and sums may be taken in another order. Bit equality ends."""
+    """May change: the mathematics stay the same, but the order of sums may differ, so bitwise equality ends."""
     LENGTH = enum.auto()
-    """Grow: the longer run is the one that was planned so from the start."""
+    """May grow: the result equals that of a run planned with the greater length from the start."""
     FIXED = enum.auto()
-    """Stay."""
+    """Must not change."""
 
 
 Table = Mapping[ResumeRule, tuple[str, ...]]
-# Every key of a configuration stands under one rule, by its own name or by that of its section.
+# Every key of a configuration is listed under exactly one rule, by its own name or that of its section.
 TRAIN: Table = {
     ResumeRule.FREE: (
         "output_dir",
-        "data.path",  # what it holds is what counts: the digest of the problems
+        "data.path",  # the contents count: see the digest of the problems
         "rewards.workers",
         "rewards.timeout_s",
         "rewards.memory_mib",
@@ -42,7 +42,7 @@ TRAIN: Table = {
         "rollout.piece_timeout_s",
         "rollout.max_restarts",
         "rollout.sleep",
-        "rollout.memory_fraction",  # of CUDA, where nothing is repeated to the bit
+        "rollout.memory_fraction",  # CUDA only, where nothing repeats bit for bit anyway
         "rollout.max_kl",
         "rollout.max_logprob_gap",
         "eval",
@@ -140,34 +140,34 @@ SFT: Table = {
         "train.batch_size",
     ),
 }
-# Left to auto on a run that is resumed, these are what they came to when it began.
+# If left at auto, a resumed run keeps the values that these were resolved to when it began.
 KEPT = ("model.dtype", "rollout.prompts_per_piece", "eval.prompts_per_piece")
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 
 def rules_of(table: Table, key: str) -> list[ResumeRule]:
-    """The rules that a dotted key stands under: one, in a table that is right."""
+    """The rules that a dotted key is listed under: exactly one, in a correct table."""
     parts = key.split(".")
     names = {".".join(parts[: depth + 1]) for depth in range(len(parts))}
     return [rule for rule, entries in table.items() for entry in entries if entry in names]
 
 
 def fixed_values(config: Config | SftConfig) -> dict[str, Any]:
-    """What decides the numbers of a run, by key."""
+    """The values that determine a run's numbers, by key."""
     values, table = config.model_dump(mode="json"), TABLES[type(config)]
     return {key: value_at(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [ResumeRule.FIXED]}
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """One key whose value is not what it was."""
+    """A key whose value has changed."""
 
     key: str
     old: Any
     new: Any
     rule: ResumeRule
     reason: str = ""
-    """Why it is refused, where its rule does not say."""
+    """Why the change is refused, if the rule alone does not say."""
 
     def __str__(self) -> str:
         return f"{self.key} was {self.old!r} and is {self.new!r}" + (f" ({self.reason})" if self.reason else "")
@@ -178,7 +178,7 @@ class Changed:
 
 
 def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]:
-    """What differs from an earlier run's configuration, a nested mapping. A key that it lacks had its default."""
+    """The differences from an earlier run's configuration, a nested mapping; keys that it lacks had their defaults."""
     new, table = config.model_dump(mode="json"), TABLES[type(config)]
     found = []
     for key, info in fields(type(config)):
@@ -192,7 +192,7 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
 
 
 def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
-    """Why a length may not change so; empty where it may."""
+    """Why a length may not change like this; empty if it may."""
     if old is None or new is None or new < old:
         return "it may be raised, not lowered"
     if optim.get("schedule", "constant") != "constant":
@@ -201,7 +201,7 @@ def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
 
 
 def value_at(values: Any, key: str, default: Any = None) -> Any:
-    """The value of a dotted key in nested mappings, of which any may be missing."""
+    """The value of a dotted key in nested mappings, or `default` if any level is missing."""
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return default

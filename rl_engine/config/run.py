@@ -1,6 +1,6 @@
-"""What a run can be told: its frozen configuration. Imports neither torch nor vllm.
+"""The frozen configuration of a run. Imports neither torch nor vllm.
 
-The object made here is the object that runs, and the one that is written beside the run.
+The object made here is the one that is executed and the one that is saved with the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rollout.work_items import piece_size
 
 Method = Literal["lora", "full"]
 CHECKPOINT_EVERY: dict[Method, int] = {"lora": 1, "full": 10}
-"""Steps between checkpoints where nobody says: an adapter's take no time, a whole model's fill a disk."""
+"""Default number of steps between checkpoints: an adapter's take no time, a whole model's fill a disk."""
 
 
 class LearnerConfig(Section):
@@ -66,7 +66,7 @@ class LearnerConfig(Section):
 
     @property
     def updates(self) -> int:
-        """Optimizer updates of a step, over all its epochs."""
+        """Optimizer updates per step, over all its epochs."""
         return self.updates_per_step * self.epochs_per_step
 
     @model_validator(mode="after")
@@ -184,12 +184,12 @@ class Config(CommandConfig):
 
     @property
     def training_piece(self) -> int:
-        """Prompts of a step that a worker of the pool is given at a time."""
+        """Prompts of a training step per work item of the pool."""
         given = self.rollout.prompts_per_piece
         return piece_size(self.train.problems_per_step, self.rollout.sharers) if given == "auto" else given
 
     def eval_piece(self, problems: int) -> int:
-        """The same of an evaluation with so many problems in all its suites."""
+        """Prompts per work item for an evaluation with this many problems in all its suites."""
         given = self.eval.prompts_per_piece
         return piece_size(problems, self.rollout.sharers) if given == "auto" else given
 

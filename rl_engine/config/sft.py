@@ -1,7 +1,7 @@
-"""What a supervised run can be told: its frozen configuration. Imports neither torch nor trl.
+"""The frozen configuration of a supervised run. Imports neither torch nor trl.
 
-Sections and names are those of `rl_engine.config` wherever they mean the same. `method` is the only key that differs
-between the two arms of a comparison.
+Sections and keys have the names they have in `rl_engine.config` wherever they mean the same. In a comparison of LoRA
+with full fine-tuning, `method` is the only key that differs between the arms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rollout.config import (
 
 
 class ChatColumnsConfig(Section):
-    """Which column of a source is what; unset ones follow the source."""
+    """The role of each column of a source; unset roles follow the source."""
 
     messages: str | None = Field(
         None, description="Column that holds the conversation, as `role`/`content` or `from`/`value` turns."
@@ -40,7 +40,7 @@ class ChatColumnsConfig(Section):
 
 
 class SumsConfig(Section):
-    """Worked and unworked sums: what the embedded model is made of."""
+    """Sums with and without working, on which the embedded model was trained."""
 
     terms: tuple[Annotated[int, Field(ge=2, le=20)], ...] = Field(
         (2, 3, 4, 5, 6), min_length=1, description="How many numbers an expression has, drawn uniformly from these."
@@ -52,7 +52,7 @@ class SumsConfig(Section):
 
 
 class PairsConfig(Section):
-    """Random keys and values: nothing can be learned from them but themselves."""
+    """Random keys and values, which can only be memorized."""
 
     count: int = Field(1024, ge=1, description="Number of pairs.")
     key_length: int = Field(8, ge=1, description="Length of a key, in characters.")
@@ -138,7 +138,7 @@ class SftTrainConfig(Section):
 
 
 class SftEvalConfig(Section):
-    """The test log loss is measured before the first step, after the last, and:"""
+    """When to measure the test log loss, besides before the first step and after the last."""
 
     every: int = Field(
         0,

@@ -1,4 +1,4 @@
-"""`lora.init` → how an adapter starts: which ways there are, how each is served, and why others are refused."""
+"""`lora.init` → how an adapter is initialized: the available ways, how each is served, and why others are refused."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Start:
     """
 
     peft: bool | str
-    """What PEFT is given for `init_lora_weights`."""
+    """The value for PEFT's `init_lora_weights`."""
     served: str = "as is"
-    """`converted`: not zero at the start, so what it was then is taken off: [A; A₀] and [B, −B₀], of twice the rank.
-    `composed`: A and B are made of fixed directions and of `lora.numbers` trained numbers."""
+    """`converted`: the initial update is not zero and is subtracted, as [A; A₀] and [B, −B₀] of twice the rank.
+    `composed`: A and B are computed from fixed directions and `lora.numbers` trained numbers."""
     calibrated: bool = False
-    """Whether it is made from the model's activations on the run's prompts."""
+    """Whether it is computed from the model's activations on the run's prompts."""
 
 
 STARTS: dict[str, Start] = {
     "default": Start(True),
     "gaussian": Start("gaussian"),
     "orthogonal": Start("orthogonal"),
-    # Ours (`lora.start.fit_to_activations`): PEFT's wants a data loader.
+    # Our implementation (`lora.start.fit_to_activations`): PEFT's needs a data loader.
     "eva": Start(True, calibrated=True),
     "pissa": Start("pissa", served="converted"),
     "pissa_niter_16": Start("pissa_niter_16", served="converted"),
     "olora": Start("olora", served="converted"),
-    # Ours (`lora.start.tie_to_numbers`): PEFT's own is no LoRA, and vLLM serves none but LoRA.
+    # Our implementation (`lora.start.tie_to_numbers`): PEFT's is not a LoRA adapter, and vLLM serves nothing else.
     "tiny": Start(True, served="composed"),
 }
 

@@ -1,1 +1,1 @@
-"""Base model + adapter → a model of its own in a directory, on this machine."""
+"""Base model + adapter → a standalone model in a directory on this machine."""

@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.merge --adapter DIR_OR_RUN --output DIR`.
 
-Imports nothing heavy until the adapter and the place are known to be good.
+Imports nothing heavy until the adapter and the output directory are known to be good.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(
 
 
 def check_place(output: Path) -> None:
-    """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
+    """Raises `FileExistsError` if something is there already, `ValueError` if the place is not writable."""
     check_free(output)
     refuse_inside(output, "--output", but=MERGED)
     check_writable(output.parent, "--output")
@@ -71,7 +71,7 @@ def check_free(output: Path) -> None:
 
 
 def check_base(trained: TrainedAdapter, given: str | None) -> None:
-    """Raises `ValueError` or `FileNotFoundError` where the base model is not to be had, or is not the one given."""
+    """Raises `ValueError` or `FileNotFoundError` if the base model is unavailable, or is not the one given."""
     source = trained.base.source()
     if given not in (None, source):
         raise ValueError(f"--base-model is {given!r}, and has no effect: the base model is in {source}")
@@ -81,18 +81,18 @@ def check_base(trained: TrainedAdapter, given: str | None) -> None:
 
 
 def merge_into(trained: TrainedAdapter, output: Path) -> None:
-    """Write the model, and say what it was made of and what rounding has lost."""
+    """Write the merged model, and print what it was made from and what rounding lost."""
     say_loading("torch and transformers")
     settle_torch()
     quiet_libraries()
-    # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
+    # Saving a model makes transformers probe DeepSpeed, which would log that it searches for a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rl_engine.merge.weights import merge
 
     dtype = merged_dtype_of(trained)
     with written_aside(output) as scratch:
         rounding = merge(trained, dtype, scratch)
-        check_free(output)  # it took minutes
+        check_free(output)  # again, since merging took minutes
     lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
     console = new_console()
     console.print(f"{trained.base.name} + {trained.directory} → {output}", soft_wrap=True, markup=False)

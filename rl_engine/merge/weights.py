@@ -1,4 +1,4 @@
-"""Base model + adapter → a model that needs no adapter, and what rounding its weights has lost of the update."""
+"""Base model + adapter → a model that needs no adapter, and how much of the update was lost by rounding its weights."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from rollout.peft_format import more_than_lora, rank_and_scale, refuse_misfit
 
 PREFIX, A, B, NESTED = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".base_layer"
 
-# Families that vLLM serves with one matrix at both ends, whatever config.json says: gemma2 would not load, cohere would
-# answer with the base model's output.
+# Families that vLLM always serves with tied input and output embeddings, whatever config.json says: an untied gemma2
+# would not load, and cohere would use the base model's output head.
 TIED_WHEN_SERVED = ("cohere", "cohere2", "gemma2", "gemma3n", "gemma3n_text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """What is lost between base + update, in float32, and the weights as stored; over the layers with an update."""
+    """The difference between base + update in float32 and the weights as stored, over all layers with an update."""
 
     dtype: str
     update_mean: float
-    """Mean |update| of a weight."""
+    """Mean |update| per weight."""
     update_max: float
     error_mean: float
-    """Mean |stored − (base + update)| of a weight."""
+    """Mean |stored − (base + update)| per weight."""
     error_max: float
     lost_frac: float
-    """Share of the weights with an update that are stored as if they had none."""
+    """Fraction of the updated weights that are stored as if they had no update."""
 
 
 def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
-    """Write the merged model, with its tokenizer and a record of its run, into the directory `target`.
+    """Write the merged model, its tokenizer and a record of its run into the directory `target`.
 
-    W + (alpha / rank) · B·A is computed in float32 from the base model as it is published, whatever precision it was
-    trained in; all that is rounded is the sum. Takes 4 bytes of memory a parameter.
-    Raises `ValueError` for an adapter that is more than that, a base model that is not here, a chat template that is
-    lost, or an output embedding that could not be served apart from the input's.
+    W + (alpha / rank) · B·A is computed in float32 from the base model as published, whatever precision the run used;
+    only the sum is rounded. Takes 4 bytes of memory per parameter.
+    Raises `ValueError` for an adapter that is more than that, a missing base model, a missing chat template, or an
+    adapted output head in a family that is always served with tied embeddings.
     """
     turned = ["fan_in_fan_out=True"] if adapter.peft.get("fan_in_fan_out") else []
     if more := [*more_than_lora(adapter.peft), *turned]:
@@ -80,8 +80,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
 
 
 def _changed(model: Any, path: str, targeted: Iterable[str]) -> tuple[Any, str]:
-    """The module that two factors of that path are of, and the name of its parameter that they change. PEFT nests the
-    factors of several parameters of one module: those of the first are innermost."""
+    """The module that a pair of factors belongs to, and the name of the parameter that they change. For several
+    parameters of one module PEFT nests the factors, innermost those of the first parameter."""
     plain = path.replace(NESTED, "")
     module = model.get_submodule(plain)
     own = [name for name, _ in module.named_parameters(recurse=False)]
@@ -90,9 +90,9 @@ def _changed(model: Any, path: str, targeted: Iterable[str]) -> tuple[Any, str]:
 
 
 def _product(a_RI: Tensor, b_OR: Tensor, weight: Tensor, *, turned: bool) -> Tensor:
-    """B·A, of a stack of experts each one's: [experts, O, I], or [experts, I, O] where the model turns them.
+    """B·A; for stacked experts one product each, [experts, O, I], or [experts, I, O] if the model transposes them.
 
-    PEFT stacks their factors, A by expert and then rank, B by rank and then expert.
+    PEFT stacks the factors of experts: A by expert and then rank, B by rank and then expert.
     """
     if weight.dim() == 2:
         return b_OR @ a_RI
@@ -101,7 +101,8 @@ def _product(a_RI: Tensor, b_OR: Tensor, weight: Tensor, *, turned: bool) -> Ten
 
 
 def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
-    """Which adapter is in the model, and how its run asked: without it an evaluation would ask in other words."""
+    """Record which adapter was merged and the run's prompt settings, without which an evaluation would prompt
+    differently."""
     config = run_config_of(adapter.directory)
     if config is None:
         return
@@ -112,8 +113,8 @@ def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
 
 
 def _untie(model: Any, layer: nn.Module) -> None:
-    """An update of the output embedding is none of the input's: from here on they are two matrices. A wrapper and the
-    language model in it each have a say of their own in that, and whoever loads them asks either."""
+    """Separate the output head from the input embedding, which an update of the head must not change. A multimodal
+    wrapper and its language model each have a flag for tying, and loaders read either, so both are set."""
     stated = [model.config, model.config.get_text_config()]
     if layer is model.get_output_embeddings() and any(getattr(one, "tie_word_embeddings", False) for one in stated):
         if (family := model.config.model_type) in TIED_WHEN_SERVED:

@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.push --adapter DIR --repo USER/NAME [--private] [--dry-run] …`.
 
-Makes the folder of a release, and puts it on the hub. The token comes from where huggingface_hub keeps it, and goes
+Builds the release folder and uploads it to the hub. The token is read from where huggingface_hub stores it and is sent
 nowhere else.
 """
 
@@ -90,7 +90,7 @@ def main(
             completions=completions,
             merged=(merged_dtype or merged_dtype_of(trained)) if merged else None,
         )
-        # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
+        # Saving a model makes transformers probe DeepSpeed, which would log that it searches for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         folder = output or folder_of(trained)
         with stoppable():
@@ -115,25 +115,25 @@ def check_names(repo: str, base_model: str | None) -> None:
 
 
 def folder_of(adapter: TrainedAdapter) -> Path:
-    """The release's directory: in the run's, or beside an adapter without a run."""
+    """The release's directory: inside the run's, or next to an adapter without a run."""
     if adapter.run is not None:
         return adapter.run.directory / "release" / adapter.version
     return adapter.directory.with_name(f"{adapter.directory.name}-release")
 
 
 def show(console: Console, folder: Path, files: Sequence[Path]) -> None:
-    """The release, file by file, with sizes in bytes."""
+    """Print the release's files with their sizes in bytes."""
     console.print(f"[bold]{escape(str(folder))}[/bold]")
     for path in files:
         console.print(f"{(folder / path).stat().st_size:>15,}  {escape(str(path))}")
 
 
 def send(console: Console, api: HfApi, folder: Path, destination: Destination, message: str) -> None:
-    """Upload, and say what became of it."""
+    """Upload the release and report the outcome."""
     try:
         changed = upload(api, folder, destination, message)
     except (OSError, httpx2.TransportError, RuntimeError) as error:
-        # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
+        # The last of these is how huggingface_hub reports that a file could not be sent; its cause has the reason.
         cause = f": {error.__cause__}" if error.__cause__ else ""
         exit_with_error(f"{error}{cause}\nRun the same command to continue: what the hub has is not sent again.", 1)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Release folder → repository of the hub: one commit and one tag a version; what the hub has is not sent again."""
+"""Release folder → hub repository: one commit and one tag per version; files that the hub has are not sent again."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from rollout.adapters import CHAT_TEMPLATE, sha256_of
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0
 TIMEOUT_S = 120.0
-"""Longest silence of the hub; its client has no limit of its own."""
+"""Timeout for a response of the hub, whose client has none by default."""
 LOOKUP_S = 10.0
-"""The same for the base model's licence."""
+"""Timeout for looking up the base model's licence."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-# What a release may leave behind in a repository when the next one has no such file.
+# Paths in a repository that belong to a release and are deleted if the next release lacks them.
 OURS = ("run/", "merged/", "curves.png", CHAT_TEMPLATE)
 
 
@@ -55,27 +55,27 @@ class Destination:
 
 
 def require_token() -> None:
-    """Raises `ValueError` where nobody is logged in."""
+    """Raises `ValueError` if the user is not logged in."""
     if get_token() is None:
         raise ValueError("no token of the hub: log in with `hf auth login`, or set HF_TOKEN; --dry-run needs none")
 
 
-@functools.cache  # once a process: a client reads the machine's certificates when it is made
+@functools.cache  # once per process: creating a client reads the machine's certificates
 def limit_waits() -> None:
-    """Give every request of this process an end, keeping the client's own hooks."""
+    """Give every request of this process a timeout, keeping the client's own hooks."""
     hooks = get_session().event_hooks
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT_S))
 
 
 def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
-    """The terms asked for; else the base model's, from its card, as far as that can be read from here."""
+    """The licence given by the user, else the base model's from its card, if that can be read."""
     if given is not None:
         return Licence(id=given, origin="given")
     card = None
     if base.directory is not None and (base.directory / "README.md").is_file():
         card = _card_of(base.directory / "README.md")
     elif base.hub_id is not None:
-        # A release can do without: a hub that is not there leaves the licence unstated.
+        # The licence is optional: if the hub is unreachable, it stays unstated.
         with suppress(HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError):
             card = api.model_info(base.hub_id, revision=base.revision, timeout=LOOKUP_S).card_data
     elif base.is_embedded:
@@ -86,7 +86,7 @@ def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
 
 
 def _card_of(page: Path) -> ModelCardData:
-    """The metadata of a model's page. Raises `ValueError`, in one line, where there is none that can be read."""
+    """The metadata of a model card. Raises a one-line `ValueError` if there is none that can be read."""
     try:
         card: ModelCardData = ModelCard.load(page).data
     except (ValueError, yaml.YAMLError) as error:
@@ -96,11 +96,11 @@ def _card_of(page: Path) -> ModelCardData:
 
 
 def upload(api: HfApi, folder: Path, destination: Destination, message: str) -> bool:
-    """Commit the folder's files and tag the commit; False when the tag holds these very files already.
+    """Commit the folder's files and tag the commit. Returns False if the tag already holds exactly these files.
 
-    Every attempt begins at the beginning and finds out what the hub has by then, so that it may fail anywhere.
-    Raises `ValueError` when the tag holds other files or a private release would be public, and what
-    huggingface_hub raises when the hub refuses or stays away.
+    Every attempt starts over and checks what the hub has by then, so it may fail at any point. Raises `ValueError` if
+    the tag holds other files or a private release would be public, and huggingface_hub's errors if the hub refuses or
+    does not respond.
     """
     attempt = 0
     while True:
@@ -147,7 +147,7 @@ def _remote(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
 
 
 def _same(folder: Path, files: Sequence[Path], there: dict[str, RepoFile]) -> bool:
-    """Whether the hub holds exactly these files, beside those that are not a release's."""
+    """Whether the hub holds exactly these files, apart from those that do not belong to a release."""
     others = {path for path in there if path.startswith(OURS)} - {str(path) for path in files}
     return not others and all(_is(folder / path, there.get(str(path))) for path in files)
 

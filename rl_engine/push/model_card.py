@@ -1,4 +1,4 @@
-"""Trained adapter → the text of its model card: metadata for the hub, then what a reader wants to know first."""
+"""Trained adapter → the text of its model card: metadata for the hub, then the text, most important facts first."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ EXAMPLE = "A train travels 120 km in 1.5 hours. What is its average speed in km/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Licence:
-    """Terms of the adapter.
+    """The adapter's licence.
 
     Example: `Licence(id="apache-2.0", name=None, link=None, origin="base")`
     """
 
     id: str | None
-    """The hub's abbreviation; None where no licence is stated."""
+    """The hub's abbreviation; None if no licence is stated."""
     name: str | None = None
     link: str | None = None
     origin: str | None = None
-    """Who states it: `given` by the one who pushes, or the `base` model's card."""
+    """Its origin: `given` by the user who pushes, or `base` for the base model's card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What is published, and where."""
+    """What is published and where."""
 
     adapter: TrainedAdapter
     repo: str
-    """Repository of the hub: `user/name`."""
+    """Hub repository: `user/name`."""
     tag: str
     licence: Licence
     merged: str | None
-    """Precision of a merged model that goes along; None for none."""
+    """Precision of the merged model in the release; None if there is none."""
     completions: bool = False
-    """Whether report.html goes along with training problems and completions."""
+    """Whether report.html includes training problems and completions."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Release:
 
 
 def card_text(release: Release, rounding: Rounding | None, files: Sequence[str]) -> str:
-    """README.md of a release that holds these files, by their paths in it; `rounding` is its merged model's."""
+    """README.md of a release. `files` are paths within the release; `rounding` is the merged model's."""
     adapter, run = release.adapter, release.adapter.run
     config = run.config if run else None
     reinforced = config if isinstance(config, Config) else None
@@ -103,7 +103,7 @@ def template() -> jinja2.Template:
 
 
 def metadata(release: Release) -> ModelCardData:
-    """What the hub reads: base model, library, licence, data, scores as a `model-index`."""
+    """Metadata that the hub reads: base model, library, licence, data, scores as a `model-index`."""
     adapter = release.adapter
     config = adapter.run.config if adapter.run else None
     trained_on = data_set_of(config) if config else None
@@ -124,7 +124,7 @@ def metadata(release: Release) -> ModelCardData:
 
 
 def eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    """Entries of the `model-index`: scores as fractions, interval and setting as the metric's arguments."""
+    """Entries of the `model-index`: scores as fractions, with interval and setting as arguments of the metric."""
     setting = evaluation.setting
     suite = SUITES.get(setting.suite)
     dataset = SOURCES.get(suite.source) if suite else None
@@ -163,7 +163,7 @@ def headline(adapter: TrainedAdapter) -> str:
 
 
 def adapter_rows(adapter: TrainedAdapter) -> list[tuple[str, str]]:
-    """What the adapter is, as far as its own files say it."""
+    """Facts about the adapter, as far as its own files give them."""
     base, peft = adapter.base, adapter.peft
     modules = sorted(name.removesuffix(".lora_A.weight") for name in adapter.shapes if name.endswith(".lora_A.weight"))
     leaves = sorted({module.rpartition(".")[2] for module in modules})
@@ -178,7 +178,7 @@ def adapter_rows(adapter: TrainedAdapter) -> list[tuple[str, str]]:
 
 
 def example_problem(config: Config | None) -> str:
-    """A problem of the kind the adapter was trained on, where problems can be made; of no dataset."""
+    """A problem like those the adapter was trained on, if they are generated; never one from a dataset."""
     if config is None or config.data.source != "arithmetic":
         return EXAMPLE
     task = config.data.arithmetic
@@ -187,7 +187,7 @@ def example_problem(config: Config | None) -> str:
 
 
 def prompt_lines(prompt: PromptConfig | None) -> list[str]:
-    """Lines of the frame around a problem; none for the tokenizer's chat template."""
+    """Lines of the frame around a problem; empty for the tokenizer's chat template."""
     if prompt is None:
         return ["{problem}"]
     if prompt.template == "chat":
@@ -203,7 +203,7 @@ def stop_strings(config: Config | None) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    """A Python literal; JSON's strings and lists are some."""
+    """A value as a Python literal; strings and lists in JSON are valid ones."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Configuration and metrics of a run → the lines that say how an adapter was trained."""
+"""Configuration and metrics of a run → the rows that describe how an adapter was trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm
 
 
 def recipe_rows(config: Config | SftConfig, run: TrainingRun, step: int | None) -> Rows:
-    """(what, how) of the training; every number is the configuration's or measured by the run."""
+    """(what, how) rows about the training; every number is from the configuration or was measured by the run."""
     method = _supervised(config) if isinstance(config, SftConfig) else _reinforced(config, step)
     return [
         *_start(config.lora),
@@ -30,7 +30,7 @@ def recipe_rows(config: Config | SftConfig, run: TrainingRun, step: int | None) 
 
 
 def data_set_of(config: Config | SftConfig) -> str | None:
-    """The hub's dataset that was trained on; None for files and what is generated."""
+    """The hub dataset used for training; None for files and generated data."""
     source = chat_of(config.data) if isinstance(config, SftConfig) else dataset_of(config.data)
     return source.path if source else None
 
@@ -58,7 +58,7 @@ def _supervised(config: SftConfig) -> Rows:
 
 
 def _start(lora: LoraConfig) -> Rows:
-    """What is unlike plain LoRA from an update of zero."""
+    """Rows about how the start differs from plain LoRA with an update of zero."""
     rows = []
     if lora.start_from is not None:
         rows.append(("start", "another adapter (`lora.start_from`)"))
@@ -151,7 +151,7 @@ def _steps(config: Config, step: int | None) -> str:
 
 
 def _measured(run: TrainingRun, step: int | None) -> Rows:
-    """What the run took and where it ended, up to the step of this version."""
+    """Rows about the run's cost and outcome, up to the step of this version."""
     lines = [line for line in run.metrics if "time/step_s" in line and (step is None or line["step"] <= step)]
     if not lines:
         return []

@@ -1,9 +1,9 @@
-"""Trained adapter → the folder that is published, without a path of the machine it was made on.
+"""Trained adapter → the folder that is published, without any path of the machine it was made on.
 
     adapter_model.safetensors  adapter_config.json  [chat_template.jinja]  manifest.json  README.md  curves.png
     run/config.yaml  run/metrics.jsonl  run/evals/*.json  run/report.html  merged/
 
-The same adapter gives the same bytes: a folder can be made again, and pushed again for nothing.
+The same adapter gives the same bytes, so a folder can be rebuilt, and pushing it again sends nothing.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from rollout.models import from_home
 
 CARD = "README.md"
 PLOT = "curves.png"
-# Sections whose strings are what a model reads or writes, whatever they look like.
+# Sections whose strings a model reads or writes; they are kept even if they look like paths.
 SPOKEN = ("prompt", "sampling")
 
 
 def make_release(release: Release, folder: Path, say: Callable[[str], None] = print) -> list[Path]:
-    """Write the folder anew; its files, as paths within it. An earlier release that is not the same to the byte, as
-    where somebody has worked on its card, is kept beside it.
+    """Write the folder from scratch and return its files, as paths within it. An earlier release that differs in any
+    byte, for example because its card was edited, is kept beside it.
 
-    Raises `FileExistsError` rather than replace a directory that is not an earlier release, `OccupiedError` where
-    another process makes it.
+    Raises `FileExistsError` rather than replace a directory that is not an earlier release, and `OccupiedError` if
+    another process is writing it.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise FileExistsError(f"--output: {folder} is no directory: give another")
@@ -74,7 +74,7 @@ def _make(release: Release, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files, to the byte."""
+    """Whether two folders hold the same files, byte for byte."""
     files = files_of(one)
     return files == files_of(other) and all(sha256_of(one / path) == sha256_of(other / path) for path in files)
 
@@ -98,7 +98,7 @@ def _fill(release: Release, folder: Path) -> None:
         rounding = merge(adapter, release.merged, folder / "merged")
         if adapter.run is not None:
             (folder / "merged" / "run").mkdir(exist_ok=True)
-            for file in (folder / MANIFEST, folder / "run" / RUN_CONFIG):  # as they may be published
+            for file in (folder / MANIFEST, folder / "run" / RUN_CONFIG):  # the versions without paths
                 shutil.copyfile(file, folder / "merged" / "run" / file.name)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -107,9 +107,9 @@ def _fill(release: Release, folder: Path) -> None:
 
 
 def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
-    """The weights as they are; the two files that name the base model name it as others know it.
+    """Copy the weights unchanged; in the two files that name the base model, use its public name.
 
-    The manifest vouches for the files beside it, and for the published version they come from.
+    The manifest lists the files beside it, and identifies the published version that they come from.
     """
     shutil.copyfile(adapter.directory / PEFT_WEIGHTS, folder / PEFT_WEIGHTS)
     if template := chat_template_of(adapter.directory):
@@ -133,7 +133,7 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     if (run.directory / METRICS).is_file():
-        # Of a run at work the last line may be half there.
+        # The last line of a run in progress may be incomplete.
         lines = "".join(json.dumps(line) + "\n" for line in run.metrics)
         (place / METRICS).write_text(lines, encoding="utf-8")
     if (run.directory / PLOT).is_file():
@@ -141,16 +141,16 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
 
 
 def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:
-    """The run's page made again. Its completions come with the training problems and their answers, which are not ours
-    to publish: they go along only where that is asked for."""
+    """Render the run's report again. Its completions contain training problems and answers that are not ours to
+    publish, so they are included only on request."""
     (shown,) = read_runs([run.directory], PROBLEMS)
-    # A command may name any path of this machine.
+    # Commands may contain any path of this machine.
     shown = replace(shown, starts=[{key: start[key] for key in start if key != "command"} for start in shown.starts])
     write_page([shown if completions else replace(shown, completions=NO_COMPLETIONS, shows_answers=False)], page)
 
 
 def without_paths(value: Any) -> Any:
-    """The same values, with the last part of every absolute path in its place, save in `SPOKEN` sections."""
+    """The same values with every absolute path replaced by its last part, except in `SPOKEN` sections."""
     if isinstance(value, dict):
         return {key: inner if key in SPOKEN else without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -163,13 +163,13 @@ def _is_path(value: Any) -> bool:
 
 
 def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[str]:
-    """Every path of this machine that a text about the run may name."""
+    """Every path of this machine that may occur in a text about the run."""
     found = {adapter.directory, run.directory, from_home("~"), Path.cwd(), *_paths(run.values)}
     if adapter.base.directory is not None:
         found.add(adapter.base.directory)
-    # A home or working directory of "/" says nothing, and none is a home that nobody knows.
+    # Skip a home or working directory of "/", which reveals nothing, and an unknown home, which is "~".
     texts = {str(path) for path in found if path.name and str(path) != "~"}
-    # The base model's directory as the run was given it: models/mine reads like an id of the hub.
+    # The base model's directory as given to the run: models/mine looks like a hub id.
     given = str(run.values.get("model", {}).get("name", ""))
     return texts | ({given} if adapter.base.directory is not None and "/" in given else set())
 
@@ -185,7 +185,7 @@ def _paths(value: Any) -> Iterator[Path]:
 
 
 def _forget_paths(folder: Path, paths: Iterable[str]) -> None:
-    """Replace paths in every file by their last part, the longest first."""
+    """Replace each path in every file by its last part, longest paths first."""
     longest_first = sorted(paths, key=len, reverse=True)
     pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
     for path in files_of(folder):

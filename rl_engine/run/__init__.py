@@ -1,1 +1,1 @@
-"""Steps → the run directory, what a person watches, and what a resumed run needs."""
+"""Steps → the run directory, what the user watches, and what a resumed run needs."""

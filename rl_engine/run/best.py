@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 
 def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:
-    """The first version with the highest score on a suite, among those that are still there; None before any.
+    """The first version with the highest score on a suite, among those that still exist; None if none was evaluated.
 
-    Read anew from the metrics each time: a resumed run, whose later lines are cut off, knows no more than they do.
+    Computed from the metrics each time, because a resumed run drops later lines, and their scores must not count.
     """
     key = f"eval/{suite}/avg"
     scored = [line for line in lines if key in line and line["adapter/version"] in there]

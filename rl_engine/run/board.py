@@ -1,4 +1,4 @@
-"""Several runs' metrics → what a person watches: a table with a row a run, or where that is no terminal, lines."""
+"""Several runs' metrics → what the user watches: a table with one row per run, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 SHOWN = tuple(column for column in COLUMNS if column.title in ("step", "reward", "held-out", "CoT", "gap"))
 FIRST_LINES = ("rate", "training", "learning")
-"""What runs together may differ in, of all that a run says of itself at its beginning; its warnings too."""
+"""The rows of a run's opening summary in which runs trained together may differ; warnings are shown too."""
 WAITS, BEGUN, DONE, FAILED, STOPPED = "waits", "begun", "done", "failed", "stopped"
 STATE = "state: "
-"""What a line begins with that tells of a run, where there is no table, that it has begun or how it ended."""
+"""Prefix of a line that reports, if there is no table, that a run has begun or how it ended."""
 
 
 @dataclass
@@ -45,22 +45,22 @@ class Board:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside the block the table is on the terminal; what is noted stands above it."""
+        """Show the table on the terminal during the block; notes are printed above it."""
         if self.quiet or not self.console.is_terminal:
             yield
             return
-        # Drawn when something changes: a thread of its own would draw while a run is in the middle of it.
+        # Redraw only on changes: a refresh thread would draw while a run is updating the table.
         with Live(self._table(), console=self.console, auto_refresh=False) as self._live:
             yield
         self._live = None
 
     def note(self, name: str, text: str) -> None:
-        """A line of one run; each of several has its name."""
+        """Print text about one run, every line with the run's name."""
         for line in text.splitlines():
             self.console.print(f"[bold]{escape(name)}[/bold]  {escape(line)}", soft_wrap=True)
 
     def error(self, name: str, text: str) -> None:
-        """What ended a run: on stderr, as that of a run alone, where no table is in the way."""
+        """Print what ended a run: to stderr, as for a single run, unless a table is shown."""
         told = f"error: {text.rstrip()}"
         if self._live is None and not self.quiet:
             where = Console(stderr=True, highlight=False)
@@ -76,7 +76,7 @@ class Board:
             self.note(name, f"{STATE}{state}")
 
     def figures(self, name: str, figures: Mapping[str, str]) -> None:
-        """The newest of a run; a score stays until there is another."""
+        """Update a run's figures; a score stays until the next one."""
         self._cells[name] |= {title: text for title, text in figures.items() if text}
         self._draw()
         if not self.console.is_terminal:
@@ -99,7 +99,7 @@ class Board:
 
 @dataclass
 class CellConsole(RunConsole):
-    """What one run says on a board that it shares. Its files say all that a run alone says."""
+    """The console of one run on a shared board. It prints less than a single run's; the run's files are complete."""
 
     board: Board = field(kw_only=True)
     name: str = field(kw_only=True)
@@ -131,7 +131,7 @@ class CellConsole(RunConsole):
         self.note(f"adapter: {paths.get('best adapter', paths['adapter'])}")
 
     def examples(self, examples: Sequence[ShownAnswer]) -> None:
-        """They are in the run's report."""
+        """Not shown: they are in the run's report."""
 
     def commands(self, commands: Mapping[str, str]) -> None:
-        """They are the same for every run but for its path."""
+        """Not shown: they are the same for every run except for its path."""

@@ -1,6 +1,7 @@
-"""The metrics of the last steps → one line: which phase waits for what, and which key to change.
+"""The metrics of the last steps → one line that names the bottleneck and the key to change.
 
-docs/metrics.md has the rules with their figures. Shares are of the time of a step, medians over the last steps.
+docs/metrics.md lists the rules and their thresholds. Shares are fractions of a step's time, medians over the last
+steps.
 """
 
 from __future__ import annotations
@@ -17,39 +18,39 @@ from rollout.config import SHARERS_OF_MAX
 from rollout.work_items import piece_size, pieces_of
 
 LAST = 10
-"""Steps that are looked at; the first of a run, which warms up, only where there is no other."""
+"""Number of steps considered; the first step of a run, which includes warm-up, counts only if there is no other."""
 EVERY = 25
-"""Steps between two lines while a run lasts."""
+"""Minimum number of steps between two such lines during a run."""
 LITTLE, NOTABLE, MUCH, MOST = 0.1, 0.2, 0.3, 0.6
-"""Shares of a step: nothing to gain, worth a word, a loss, the larger part."""
+"""Thresholds on the share of a step: nothing to gain, worth mentioning, a real loss, the larger part."""
 DULL = 0.8
-"""Share of groups without signal from which sampling more of them is no answer."""
+"""Share of groups without signal above which sampling more groups does not help."""
 PHASES = ("rollout", "grade", "learn", "sync")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """A run's last steps."""
+    """Measurements of a run's last steps."""
 
     settings: Mapping[str, Any]
-    """The configuration with dotted keys."""
+    """The configuration, by dotted key."""
     rollout: float
-    """The learner waits for completions."""
+    """Share of time in which the learner waits for completions."""
     grade: float
     learn: float
     sync: float
     no_signal: float
-    """Share of the groups."""
+    """Share of groups without signal."""
     busy: float | None
-    """Share of the time that workers sample; None in process, and in the metrics of earlier versions."""
+    """Share of time in which workers sample; None for in-process sampling and in metrics of earlier versions."""
     tail: float
-    """Some workers have nothing to do, because the last completions are sampled by others."""
+    """Share of time in which some workers are idle because others are sampling the last completions."""
     alive: float | None
-    """Workers."""
+    """Number of live workers."""
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> Observed | None:
-        """None where no step of reinforcement learning is on record."""
+        """Summarize the last steps; None if no step of reinforcement learning is on record."""
         steps = [line for line in lines if all(f"time/{phase}_s" in line for phase in (*PHASES, "step"))]
         if not steps:
             return None
@@ -74,12 +75,12 @@ class Observed:
 
     @property
     def one_version(self) -> bool:
-        """Whether each version takes the place of the one before, so that nothing is sampled ahead."""
+        """Whether each version overwrites the previous one, so that nothing can be sampled ahead."""
         return self.settings.get("method") == "full"
 
     @property
     def elastic(self) -> bool:
-        """Whether there are as many workers as a cluster has room for."""
+        """Whether the pool has as many workers as the cluster has room for."""
         return self.settings.get("rollout.workers") == "max"
 
     @property
@@ -88,12 +89,12 @@ class Observed:
 
     @property
     def workers(self) -> int:
-        """As many as there should be; of a cluster's whole room, as many as are there."""
+        """The configured number of workers; for an elastic pool, the number that are alive."""
         return int(self.alive or 1) if self.elastic else int(self.settings.get("rollout.workers", 1))
 
     @property
     def idle(self) -> float:
-        """Share of the time in which workers do not sample; 0 where nobody counted."""
+        """Share of time in which workers do not sample; 0 if not measured."""
         return 0.0 if self.busy is None else 1 - self.busy
 
     @property
@@ -108,7 +109,7 @@ class Observed:
 
     @property
     def pieces(self) -> int:
-        """What there is to hand out while the learner waits for a step."""
+        """Number of work items available while the learner waits for a step."""
         return pieces_of(int(self.settings["train.problems_per_step"]), self.piece) * (1 + self.ahead)
 
     def has(self, key: str) -> str:
@@ -118,7 +119,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BottleneckRule:
-    """Something that a step can wait for."""
+    """One possible bottleneck of a step."""
 
     name: str
     applies: Callable[[Observed], bool]
@@ -238,23 +239,23 @@ RULES = (
     ),
     BottleneckRule(name="learning", applies=lambda seen: seen.learn >= MOST, says=_learning),
 )
-"""The first that applies is told: what others depend on comes before them."""
+"""The first rule that applies is reported, so causes come before their consequences."""
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """A configuration with dotted keys, as the rules read it."""
+    """A configuration by dotted key, as the rules read it."""
     return dict(leaves(config.model_dump(mode="json")))
 
 
 def bottleneck(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(name of the rule, what it says) of a run's metrics; None where no step is on record, or nothing stands out."""
+    """(rule name, message) for a run's metrics; None if no step is on record or nothing stands out."""
     seen = Observed.of(lines, settings)
     rule = None if seen is None else next((rule for rule in RULES if rule.applies(seen)), None)
     return None if seen is None or rule is None else (rule.name, rule.says(seen))
 
 
 def in_one_line(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> str:
-    """What the last steps waited for, or how their time was divided; empty without a step."""
+    """What the last steps waited for, or how their time was divided; empty if there are no steps."""
     seen, found = Observed.of(lines, settings), bottleneck(lines, settings)
     if found is not None:
         return found[1]
@@ -265,7 +266,7 @@ def in_one_line(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any
 
 @dataclass
 class Watch:
-    """Looks at the steps of a run as they come."""
+    """Watches the steps of a run as they arrive."""
 
     settings: Mapping[str, Any]
     _last: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=LAST + 1), init=False)
@@ -273,7 +274,7 @@ class Watch:
     _next: int = field(default=0, init=False)
 
     def see(self, line: Mapping[str, float]) -> str | None:
-        """The line for people where another rule applies than was told last, and that is `EVERY` steps ago."""
+        """The line to print, if the rule that applies differs from the last one printed, at least `EVERY` steps ago."""
         if "time/step_s" in line:
             self._last.append(line)
         if len(self._last) <= LAST or line["step"] < self._next:

@@ -1,4 +1,4 @@
-"""The state of a run ↔ a checkpoint: complete or absent, checked by digest before it is believed."""
+"""The state of a run ↔ a checkpoint: complete or absent, and verified by digest before use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RNG = "rng.torch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run stands after a step.
+    """The state of a run after a step.
 
     Example: `RunState(step=20, position=1280, version=20, config_hash="5c…")`
     """
@@ -38,29 +38,29 @@ class RunState:
     """Version of the adapter that samples next."""
     config_hash: str
     drawing: dict[str, Any] = field(default_factory=dict)
-    """What the drawing of problems depends on besides the position: with `data.replay`, those that taught nothing."""
+    """State of the problem order besides the position: with `data.replay`, the problems without learning signal."""
     unrecorded: dict[str, float] | None = None
-    """The step's line of metrics.jsonl, where the run was stopped before it stood there: what a resumed run evaluates
-    and records first."""
+    """The step's line for metrics.jsonl, if the run was stopped before writing it: a resumed run first evaluates this
+    step and records it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """`step000010/`, `step000020/`, … under one directory, the newest `keep` of them."""
+    """`step000010/`, `step000020/`, … in one directory, of which the newest `keep` are kept."""
 
     root: Path
     keep: int
 
     def save(self, state: RunState, tensors: dict[str, Tensor], rng: Tensor | None = None) -> None:
-        """`rng`: torch's random state after the step; that of now when absent."""
+        """Write a checkpoint. `rng`: torch's random state after the step, by default the current one."""
         target = self.root / f"step{state.step:06d}"
         if self._is_intact(target):
-            return  # asked to stop before the next step: the run came from this very checkpoint
+            return  # a resumed run was stopped before its first step: this is the checkpoint it came from
         with written_aside(target) as scratch:
             save_state({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
             (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
             write_manifest(scratch, {"step": state.step})
-        # A later step is there only where the run went on from before it, as from a damaged one: it counts no more.
+        # Later steps exist only if the run resumed from an earlier one, for example past a damaged one: drop them.
         steps = self._steps()
         kept = [step for step in steps if step <= state.step][-self.keep :]
         for step in steps.keys() - set(kept):
@@ -68,9 +68,9 @@ class Checkpoints:
         remove_leftovers(self.root, "step")
 
     def newest(self) -> tuple[RunState, dict[str, Tensor]] | None:
-        """The newest undamaged checkpoint; a damaged one is passed over with a warning.
+        """The newest undamaged checkpoint; damaged ones are skipped with a warning.
 
-        Raises `AdapterError` when there are checkpoints and every one of them is damaged.
+        Raises `AdapterError` if there are checkpoints but all of them are damaged.
         """
         found = list(reversed(self._steps().values()))
         for path in found:
@@ -82,7 +82,7 @@ class Checkpoints:
         return None
 
     def _is_intact(self, path: Path) -> bool:
-        """Whether a checkpoint is there and is what was saved; a warning where it is there and is not."""
+        """Whether a checkpoint exists and is undamaged; warns if it exists but is damaged."""
         if not path.exists():
             return False
         try:
@@ -95,14 +95,15 @@ class Checkpoints:
         return True
 
     def _steps(self) -> dict[int, Path]:
-        """Step → its checkpoint, the oldest first."""
+        """Step → its checkpoint, oldest first."""
         return numbered(self.root, "step")
 
 
 def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dict[str, Tensor]] | None:
-    """The newest checkpoint, which every rank has found to be the same. Collective.
+    """The newest checkpoint, after checking that all ranks found the same one. Collective.
 
-    Raises `AdapterError` where a rank finds none of its checkpoints whole, `ConfigError` where the ranks see others.
+    Raises `AdapterError` if all checkpoints that a rank finds are damaged, `ConfigError` if the ranks find different
+    ones.
     """
     found, error = None, ""
     try:
@@ -124,7 +125,7 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
 
 
 def restore_rng(tensors: dict[str, Tensor]) -> None:
-    """Put torch's random state back: when all is built, for building draws numbers too."""
+    """Restore torch's random state. Call it after everything is built, since building draws random numbers too."""
     torch.set_rng_state(tensors[RNG])
 
 

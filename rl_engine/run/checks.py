@@ -1,6 +1,6 @@
-"""Configuration → what is wrong with it that can be known without torch: said in a second, before anything is loaded.
+"""Configuration → errors that can be detected without torch, within a second and before anything is loaded.
 
-Nothing is read but names and first bytes of files. What needs the data or the model follows in the run itself.
+Reads only the names and first bytes of files. Checks that need the data or the model follow in the run itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rollout.peft_format import read_peft
 
 
 def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
-    """The model is whole, the adapter to start from is one, and what metrics are sent with is installed.
+    """Check that the model is complete, the adapter to start from is valid, and the metric services are installed.
 
     Raises `ValueError` or `FileNotFoundError`.
     """
@@ -37,7 +37,7 @@ def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
 
 
 def check_texts(config: Config | SftConfig) -> None:
-    """What a model is to read, or stop at, is what a person meant by it. Raises `ValueError`."""
+    """Check that prompt texts and stop strings are what the user meant. Raises `ValueError`."""
     for name in ("system", "instruction", "frame"):
         refuse_spelt_newline(f"prompt.{name}", getattr(config.prompt, name))
     for stop in config.sampling.stop if isinstance(config, Config) else ():
@@ -45,7 +45,10 @@ def check_texts(config: Config | SftConfig) -> None:
 
 
 def check_start(start: str) -> None:
-    """What `lora.start_from` names is an adapter that can be trained on. Raises `ValueError` or `FileNotFoundError`."""
+    """Check that `lora.start_from` names an adapter that can be trained further.
+
+    Raises `ValueError` or `FileNotFoundError`.
+    """
     place = from_home(start)
     if not (place / PEFT_CONFIG).is_file():
         told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
@@ -54,7 +57,7 @@ def check_start(start: str) -> None:
 
 
 def _way_out(place: Path) -> str:
-    """Which adapter in a directory may be meant: of a run, which trains on after it was named, a version of its own."""
+    """A hint about which adapter in a directory may be meant; for a run, one fixed version: the run may still train."""
     with contextlib.suppress(AdapterError):
         if (meant := meant_version(place)).why:
             return f"; {meant.why.partition(':')[0]}: give {meant.directory}"
@@ -62,15 +65,15 @@ def _way_out(place: Path) -> str:
 
 
 def is_installed(package: str) -> bool:
-    """A directory of that name is none: wandb leaves one wherever it has run."""
+    """Whether the package is installed. A directory of this name is not enough: wandb leaves one wherever it ran."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
 
 def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) -> None:
-    """The output directory takes files, and no other run is in it or at work there.
+    """Check that the output directory is writable and that no other run is or works in it.
 
-    What a rate by rule comes to is not known here, so neither is whether it is that of a run to be resumed.
+    The value of `lr: auto` is not known here, so it cannot be compared with that of a run to be resumed.
     """
     run = Path(config.output_dir)
     check_writable(run, "output_dir")

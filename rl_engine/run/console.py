@@ -1,4 +1,4 @@
-"""Metrics → what a person watches: a legend, a header, one row a step; at the end what came of it and what is next."""
+"""Metrics → what the user watches: a legend, a header, one row per step; at the end the results and the next steps."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 SCORES = ("avg", "low", "high", "tokens_mean")
 ROWS_OF_A_HEADER = 25
 LAST_ROWS = 5
-"""So few rows before the end need no header of their own."""
+"""The header is not repeated for this many rows before the end."""
 EXCERPT = 400
-"""Characters shown of a completion; of a longer one the middle is left out."""
+"""Characters shown of a completion; the middle of a longer one is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure of every row."""
+    """One column of the table of steps."""
 
     title: str
     width: int
     meaning: str
-    """What the legend says of it; empty where the title says it."""
+    """Its text in the legend; empty if the title is enough."""
     text: Callable[[Mapping[str, float]], str]
 
 
@@ -44,7 +44,7 @@ def _number(name: str, form: str) -> Callable[[Mapping[str, float]], str]:
     return lambda line: format(line[name], form) if name in line else ""
 
 
-# `score`, `steps` and `left_s` are not of the step's line of metrics.jsonl: `row` adds them.
+# `score`, `steps` and `left_s` are not in the step's line of metrics.jsonl: `row` adds them.
 COLUMNS = (
     Column("step", 7, "", lambda line: f"{line['step']:.0f}/{line['steps']:.0f}"),
     Column("reward", 6, "mean of the step's rewards", _number("reward/mean", ".3f")),
@@ -66,13 +66,13 @@ COLUMNS = (
     Column("step s", 6, "", _number("time/step_s", ".1f")),
     Column("left", 7, "", lambda line: str(timedelta(seconds=round(line["left_s"]))) if "left_s" in line else ""),
 )
-# What a narrow terminal does without, in this order.
+# Columns that a narrow terminal drops, in this order.
 DISPENSABLE = ("tokens/s", "step s", "CoT", "left", "gap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownAnswer:
-    """What the policy answered to the first problem of the first suite."""
+    """The policy's answer to the first problem of the first suite."""
 
     step: int
     problem: str
@@ -82,8 +82,8 @@ class ShownAnswer:
 
 
 class LastingOutput:
-    """Standard output, which leads nowhere once what it is led to is gone: a run that trains does not end for want of a
-    reader, of a terminal, or of room on a disk where its output goes. All that it says is in its files, too."""
+    """Standard output that discards everything once writing fails: a training run does not end because its reader or
+    terminal is gone or the disk that its output goes to is full. Everything printed is in the run's files, too."""
 
     def __init__(self) -> None:
         self._file = sys.stdout
@@ -109,19 +109,19 @@ class LastingOutput:
 
 
 def _lasting_console() -> Console:
-    # Without a standard output from the beginning, rich says nothing.
+    # If there is no standard output at all, rich prints nothing.
     return new_console(file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
 
 
 @dataclass
 class RunConsole:
-    """The terminal of the main rank; other ranks have one that is quiet."""
+    """The terminal output of the main rank; quiet on other ranks."""
 
     quiet: bool
     steps: int
     console: Console = field(default_factory=_lasting_console)
     reward_is_accuracy: bool = False
-    """Whether the reward is 1 for a right answer and 0 for any other, so that one column says both."""
+    """Whether the reward is 1 for a right answer and 0 otherwise, so that one column shows both."""
     _step_s: list[float] = field(default_factory=list, init=False)
     _rows: int = field(default=0, init=False)
 
@@ -129,7 +129,7 @@ class RunConsole:
         self.console.quiet = self.quiet
 
     def print_rows(self, rows: Mapping[str, str]) -> None:
-        """Print lines of name and value, the values aligned; on a terminal folded to its width."""
+        """Print names and values with the values aligned, folded to the width of a terminal."""
         if not self.console.is_terminal:
             width = max(map(len, rows), default=0) + 2
             for name, value in rows.items():
@@ -144,7 +144,7 @@ class RunConsole:
 
     @contextlib.contextmanager
     def phase(self, what: str) -> Iterator[None]:
-        """Show what is going on while it goes on; nothing where the output is not a terminal."""
+        """Show the current phase while it lasts; prints nothing if the output is not a terminal."""
         if self.console.is_terminal and not self.quiet:
             with self.console.status(what, spinner="dots"):
                 yield
@@ -166,7 +166,7 @@ class RunConsole:
         self.console.print(" ".join(cells).rstrip(), soft_wrap=True)
 
     def line_of(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> dict[str, float]:
-        """What the columns show of a step; to be called once for each."""
+        """The values that the columns show for a step; call it once per step."""
         line = {**metrics, "steps": self.steps}
         if reports:
             low, high = reports[0].interval
@@ -178,7 +178,7 @@ class RunConsole:
         return line
 
     def _columns(self) -> list[Column]:
-        """Those that say something of their own and fit on the terminal."""
+        """The columns that are not redundant and fit on the terminal."""
         shown = [column for column in COLUMNS if not (self.reward_is_accuracy and column.title == "reward")]
         for title in DISPENSABLE:
             if sum(column.width + 1 for column in shown) - 1 > self.console.width:
@@ -189,7 +189,7 @@ class RunConsole:
         self.console.print(escape(text), soft_wrap=True)
 
     def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
-        """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
+        """Print before → after for every suite, and where everything is. `lines` are those of metrics.jsonl."""
         self.console.print()
         for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
             scored = [line for line in lines if f"eval/{name}/avg" in line]
@@ -201,7 +201,7 @@ class RunConsole:
                     f"tokens per completion {last['tokens_mean']:.1f}"
                 )
                 continue
-            # Without `eval.at_start` what is compared with is not the beginning.
+            # Without `eval.at_start` the first score is not from the beginning of the run.
             since = f", from step {scored[0]['step']:.0f} on" if scored[0]["step"] else ""
             self.console.print(
                 f"[bold]{name}[/bold]  accuracy [bold]{first['avg']:.1%} → {last['avg']:.1%}[/bold]  (95 % intervals "
@@ -222,7 +222,7 @@ class RunConsole:
         self.print_rows(rows)
 
     def commands(self, commands: Mapping[str, str]) -> None:
-        """Print commands as they are to be typed: nothing folded, nothing before them."""
+        """Print commands exactly as they can be typed: not folded and without a prefix."""
         self.console.print("\n[bold]next[/bold]")
         for purpose, command in commands.items():
             self.console.print(f"[dim]# {escape(purpose)}[/dim]")
@@ -230,7 +230,7 @@ class RunConsole:
 
 
 def _excerpt(text: str) -> str:
-    """The text, with a mark in place of the middle of a long one."""
+    """The text, with a mark instead of the middle if it is long."""
     text = text.strip()
     if len(text) <= EXCERPT:
         return text

@@ -1,4 +1,4 @@
-"""A file in a directory → the lock that keeps a second process out of it, and how far that reaches."""
+"""A file in a directory → the lock that keeps a second process out, and whether it holds across machines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rl_engine.config.file import ConfigError
 
 LOCK = ".lock"
 MOUNTS = Path("/proc/self/mountinfo")
-# File systems of which several machines have the same files, and the option under which each machine has locks of its
-# own: `flock` then succeeds on all of them at once.
+# Network file systems, and the mount option with which locks are local to each machine: `flock` then succeeds on all
+# machines at once.
 LOCAL = {
     "nfs": "nolock|local_lock=(?:all|flock)",
     "nfs4": "nolock|local_lock=(?:all|flock)",
@@ -24,16 +24,17 @@ LOCAL = {
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock, which need not be there."""
+    """Whether a process holds this lock; false if the file does not exist."""
     if not lock.is_file():
         return False
     with lock.open(encoding="utf-8") as file:
-        # Not LOCK_EX: of a file that was opened to be read NFS gives none.
+        # Not LOCK_EX, which NFS refuses for a file opened for reading.
         return not takes_lock(file, fcntl.LOCK_SH)
 
 
 def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock, if nobody else holds it. Raises `ConfigError` where there are none (Lustre without `flock`)."""
+    """Take the lock if nobody else holds it. Raises `ConfigError` on file systems without locks (Lustre without
+    `flock`)."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -47,7 +48,7 @@ def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
 
 
 def locks_on_one_machine(directory: Path) -> str:
-    """What is said where others of the machines that have this directory can take its locks too; else nothing."""
+    """A warning if other machines that mount this directory can take the same lock; otherwise empty."""
     kind, options = _mount_of(directory.resolve())
     found = re.search(rf"(?:^|,)({LOCAL[kind]})(?:,|$)", options) if kind in LOCAL else None
     if found is None:
@@ -59,13 +60,13 @@ def locks_on_one_machine(directory: Path) -> str:
 
 
 def _mount_of(path: Path) -> tuple[str, str]:
-    """(kind, options) of the file system that a path is on; nothing where the system does not tell."""
+    """(type, options) of the file system that a path is on; empty if the system does not list it."""
     best, found = 0, ("", "")
     for line in MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if MOUNTS.is_file() else ():
         before, _, after = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4])
         kind, _, options = after.split(" ", 2)
-        # Of two in one place the later hides the other.
+        # If two are mounted at one place, the later hides the earlier.
         if path.is_relative_to(point) and len(point) >= best:
             best, found = len(point), (kind, f"{before.split()[5]},{options}")
     return found

@@ -1,4 +1,4 @@
-"""What happened in a step → its line of metrics.jsonl. SI seconds, tokens, nats, fractions of one."""
+"""What happened in a step → its line of metrics.jsonl. Units: seconds, tokens, nats, fractions of one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Timing:
 
 
 def rollout_metrics(groups: Sequence[GradedGroup]) -> dict[str, float]:
-    """Reward, verdicts, lengths. Means are over completions, of rewards over the scored ones; `no_signal_frac` over
-    groups."""
+    """Rewards, verdicts and lengths. Means are over completions, for rewards over the scored ones only;
+    `no_signal_frac` is over groups."""
     pairs = [pair for group in groups for pair in zip(group.rollout.completions, group.results, strict=True)]
     lengths = [len(completion.token_ids) for completion, _ in pairs]
     right = [len(c.token_ids) for c, result in pairs if result.verdict is Verdict.CORRECT]
     wrong = [len(c.token_ids) for c, result in pairs if result.verdict is not Verdict.CORRECT]
     verdicts = Counter(result.verdict for _, result in pairs)
     scored = [result for _, result in pairs if result.scored]
-    # A mean over nothing is left out, not written as a number that looks measured.
+    # A mean over nothing is omitted rather than written as a number that looks measured.
     metrics = {
         **({"reward/mean": fmean(result.reward for result in scored)} if scored else {}),
         "reward/accuracy": verdicts[Verdict.CORRECT] / len(pairs),
@@ -54,13 +54,13 @@ def rollout_metrics(groups: Sequence[GradedGroup]) -> dict[str, float]:
 
 
 def advantage_metrics(advantages: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Spread of the advantages over the step's completions, those without signal included."""
+    """Spread of the advantages over the step's completions, including those without signal."""
     flat = [advantage for row in advantages for advantage in row]
     return {"advantage/std": pstdev(flat), "advantage/max_abs": max(abs(advantage) for advantage in flat)}
 
 
 def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
-    """What is infinite or no number, as after an update that was skipped for it, is left out."""
+    """Metrics of the update. Infinite and NaN values, as after an update skipped because of them, are omitted."""
     metrics = {
         "loss": stats.loss,
         "grad_norm": stats.grad_norm,
@@ -85,7 +85,8 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
 
 
 def time_metrics(timing: Timing, tokens: int) -> dict[str, float]:
-    """`throughput/tokens_per_s`: completion tokens of the step, sampled and learned from, over its whole time."""
+    """Times of the phases. `throughput/tokens_per_s`: the step's completion tokens, sampled and learned from, divided
+    by its total time."""
     return {
         "time/rollout_s": timing.rollout_s,
         "time/grade_s": timing.grade_s,

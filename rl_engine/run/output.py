@@ -1,4 +1,4 @@
-"""Configuration → its output directory: free or of this very run, and of one process at a time."""
+"""Configuration → its output directory: free or belonging to this run, and used by one process at a time."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from rollout.files.ownership import MARKER, place_aside
 
 CHECKPOINTS = "checkpoints"
 CHANGES_TOLD = 6
-"""Settings of an earlier run that are named when it is replaced, at most."""
+"""Largest number of changed settings that are listed when an earlier run is replaced."""
 Say = Callable[[str], None]
-"""Tells a person a line."""
+"""Prints a line for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """How a run begins where its directory has one already; without any of these it does not."""
+    """How to begin if the directory already contains a run; without any of these it is an error."""
 
     resume: bool = False
-    """It goes on after the newest checkpoint."""
+    """Continue after the newest checkpoint."""
     overwrite: bool = False
-    """It takes the place of the earlier one."""
+    """Replace the earlier run."""
     keep_old: bool = False
-    """That is kept beside it."""
+    """When replacing, keep the earlier run beside the new one."""
 
 
 ANEW = Beginning()
@@ -53,7 +53,7 @@ ANEW = Beginning()
 
 @dataclass
 class Earlier:
-    """What an earlier run wrote, beside its directory while another begins there."""
+    """The files of an earlier run, moved aside while another begins in its directory."""
 
     place: Path
     keep: bool
@@ -61,7 +61,7 @@ class Earlier:
     _settled: bool = field(default=False, init=False)
 
     def give_way(self) -> None:
-        """The new run has made a step: the earlier one is removed, or kept for good. Later calls change nothing."""
+        """Remove the earlier run, or keep it for good, once the new one has made a step. Later calls do nothing."""
         if self._settled:
             return
         self._settled = True
@@ -74,13 +74,13 @@ class Earlier:
 def sole_writer(
     config: Config | SftConfig, *, overwrite: bool, keep: bool = False, say: Say = print
 ) -> Iterator[Earlier | None]:
-    """Make the directory where it is not there, and let no other process train in it while the block lasts.
+    """Create the directory if needed, and keep other processes from training in it for the duration of the block.
 
-    With `overwrite` an earlier run in it is moved aside: yields it, or None without one. It gives way when the new run
-    tells it to, after its first step, and comes back when the block ends before that. Only what a run of ours writes is
-    ever touched. The lock goes with the process that holds it, however that ends.
-    Raises `ConfigError` when another process is at work there, or when what is there is not known to be ours;
-    `OSError` when nothing can be written there.
+    With `overwrite` an earlier run in it is moved aside and yielded; otherwise yields None. The earlier run is given up
+    when the new run says so, after its first step, and restored if the block ends before that. Only files that our runs
+    write are ever touched. The lock is released however the process ends.
+    Raises `ConfigError` if another process is training there or the contents are not recognized as ours, and `OSError`
+    if the directory is not writable.
     """
     run = Path(config.output_dir)
     refuse_place(run)
@@ -101,7 +101,7 @@ def sole_writer(
                 yield None
         finally:
             if unlocked and not (run / MARKER).is_file():
-                # Refused before it began: nothing is left of it.
+                # The run was refused before it began, so leave no trace of it.
                 (run / LOCK).unlink()
                 if made and not any(run.iterdir()):
                     run.rmdir()
@@ -109,7 +109,7 @@ def sole_writer(
 
 @contextlib.contextmanager
 def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator[Earlier]:
-    """What an earlier run wrote is beside the directory until another has made a step in it."""
+    """Move an earlier run's files aside until the new run has made a step, and back if it makes none."""
     place = place_aside(run)
     place.mkdir()
     try:
@@ -124,7 +124,7 @@ def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator
     try:
         yield earlier
     finally:
-        # A run that was stopped while it evaluated has a step in its checkpoint that is not on record yet.
+        # If the run was stopped during an evaluation, its step is in a checkpoint but not yet in the metrics.
         if any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
             earlier.give_way()
         else:
@@ -136,7 +136,7 @@ def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator
 
 
 def _described(run: Path, config: Config | SftConfig) -> str:
-    """The earlier run in a directory, as a person is told of it: with the settings that are others now."""
+    """A description of the earlier run in a directory, for the user, with the settings that have changed."""
     steps = steps_on_record(read_metrics(run))
     try:
         found = [change for change in changes_since(run, config) if change.key != "output_dir"]
@@ -150,7 +150,7 @@ def _described(run: Path, config: Config | SftConfig) -> str:
 
 
 def _written(directory: Path, names: Sequence[str] = WRITTEN) -> list[Path]:
-    """What is there by a name that runs write."""
+    """The paths in a directory that have a name that runs write."""
     return [directory / name for name in names if (directory / name).exists() or (directory / name).is_symlink()]
 
 
@@ -167,7 +167,7 @@ def _remove(path: Path) -> None:
 
 
 def refuse_unmarked(directory: Path, names: Sequence[str] = WRITTEN, what: str = "a run") -> None:
-    """Raises `ConfigError` where something has a name that we would write, and no mark says that it is ours."""
+    """Raises `ConfigError` if something has a name that we would write, but no marker says that it is ours."""
     written = [path.name for path in _written(directory, names)]
     if written and not (directory / MARKER).is_file():
         raise ConfigError(
@@ -177,9 +177,9 @@ def refuse_unmarked(directory: Path, names: Sequence[str] = WRITTEN, what: str =
 
 
 def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
-    """What a person is told before a run begins in its directory or goes on there.
+    """Messages for the user before a run begins or continues in its directory.
 
-    Raises `ConfigError` rather than write over another run, or resume one that is not this one.
+    Raises `ConfigError` rather than overwrite another run or resume a different one.
     """
     run = Path(config.output_dir)
     refuse_place(run)
@@ -203,9 +203,9 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
 
 
 def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
-    """What a run would do with its directory, told by a dry run, which changes nothing there.
+    """What a run would do with its directory, as messages for a dry run, which changes nothing.
 
-    Raises `ConfigError` for what no option of this run could mend.
+    Raises `ConfigError` for a problem that no option of this run could solve.
     """
     run = Path(config.output_dir)
     refuse_place(run)
@@ -225,20 +225,20 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
 
 
 def can_be_resumed(config: Config | SftConfig) -> bool:
-    """Whether the directory holds a checkpoint that this run, and not another, would go on from."""
+    """Whether the directory holds a checkpoint that this very run could resume from."""
     run = Path(config.output_dir)
     try:
         found = changes_since(run, config)
     except (ConfigError, OSError):
         return False
-    # auto has been resolved to the number that is on record.
+    # auto was resolved to the recorded number.
     refused = [change for change in found if change.is_refused and change.new != "auto"]
     return not refused and bool(numbered(run / CHECKPOINTS, "step"))
 
 
 def begins(config: Config | SftConfig, *, resume: bool) -> bool:
-    """Whether a run starts with its first step. One that goes on has what it trains from a checkpoint: the adapter that
-    it once began with is not looked at, and may be gone."""
+    """Whether a run starts from its first step. A resumed one loads its weights from a checkpoint, and the adapter that
+    it began with is not read and may be gone."""
     return not (resume and numbered(Path(config.output_dir) / CHECKPOINTS, "step"))
 
 
@@ -247,8 +247,8 @@ def holds_run(run: Path) -> bool:
 
 
 def refuse_place(run: Path) -> None:
-    """Raises `ConfigError` for what is no directory, or no place for a run: what another run replaces and removes, the
-    root, and a new directory whose name holds what a shell fills in, which nothing has filled in here."""
+    """Raises `ConfigError` if the path is not a directory or not suitable for a run: inside what another run replaces
+    and removes, the root, or a new directory whose name contains an unexpanded shell variable."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"output_dir: {run} is not a directory")
     whole = run.resolve()
@@ -264,8 +264,8 @@ def refuse_place(run: Path) -> None:
 
 
 def refuse_mount(run: Path) -> None:
-    """Raises `ConfigError` where a run is to be moved aside from a file system of its own, as a container's volume is:
-    nothing is moved from one to another."""
+    """Raises `ConfigError` if a run to be moved aside is a mount point, such as a container's volume: it cannot be
+    renamed across file systems."""
     if _written(run) and run.resolve().is_mount():
         raise ConfigError(
             f"output_dir: {run} is a mount point, and --overwrite moves the run in it to a place beside it: move that "
@@ -274,7 +274,7 @@ def refuse_mount(run: Path) -> None:
 
 
 def refuse_inside(place: Path, key: str, but: str = "") -> None:
-    """Raises `ConfigError` for a place among what a run writes in its directory, and removes; `but` by that name."""
+    """Raises `ConfigError` for a path among the files that a run writes and removes, except under the name `but`."""
     whole = place.resolve()
     for above in whole.parents:
         name = whole.relative_to(above).parts[0]
@@ -286,7 +286,7 @@ def refuse_inside(place: Path, key: str, but: str = "") -> None:
 
 
 def refuse_occupied(run: Path) -> None:
-    """Raises `ConfigError` where another process is at work in the directory."""
+    """Raises `ConfigError` if another process is training in the directory."""
     if is_held(run / LOCK):
         raise _occupied(run)
 
@@ -296,8 +296,8 @@ def _occupied(run: Path) -> ConfigError:
 
 
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
-    """Without a checkpoint a run begins anew: what has gone further than its first one did not just lose a step, and
-    what is to be longer would be made again from its first step."""
+    """Raises `ConfigError` for a resumption without checkpoints, which would start over, if the run was past its first
+    checkpoint, and so lost more than a step, or is to be extended, and so would repeat all steps."""
     done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG)
     every, ended = value_at(old, "checkpoint.every"), done > 0 and value_at(old, "train.steps") in (done, None)
     every = CHECKPOINT_EVERY.get(value_at(old, "method"), 1) if every is None else every

@@ -1,4 +1,4 @@
-"""This process and its device → memory: what is there, and the most that each phase of a step has held."""
+"""This process and its device → memory: the amount available, and the peak of each phase of a step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ GIB = 1024**3
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 RESET_PEAK = "5"
-"""Written into clear_refs, sets the kernel's high-water mark to what is resident now (proc(5))."""
+"""Written to clear_refs, this resets the kernel's high-water mark to the current resident size (proc(5))."""
 
 
 def _from_status(field_name: str) -> float:
-    """A line of /proc/self/status in GiB: `VmHWM` is the high-water mark, `VmRSS` what is resident now."""
+    """A field of /proc/self/status in GiB: `VmHWM` is the high-water mark, `VmRSS` the current resident size."""
     for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field_name + ":"):
             return int(line.split()[1]) * 1024 / GIB
@@ -31,7 +31,7 @@ def _from_status(field_name: str) -> float:
 
 
 def _reset_peak() -> bool:
-    """Whether the kernel's high-water mark could be set back."""
+    """Reset the kernel's high-water mark; returns whether that worked."""
     try:
         CLEAR_REFS.write_text(RESET_PEAK, encoding="utf-8")
     except OSError:
@@ -41,14 +41,14 @@ def _reset_peak() -> bool:
 
 @dataclass
 class PhasePeaks:
-    """The peak memory of each phase, in GiB: of this process on the CPU; on CUDA all that is taken of the card.
+    """The peak memory of each phase, in GiB: of this process on the CPU; on CUDA everything allocated on the card.
 
-    On the CPU the kernel keeps the mark, so nothing is missed between two looks. Where it cannot be set back, the
-    figure is what is resident at the end of the phase, and a warning says so once.
+    On the CPU the kernel tracks the peak, so no spike is missed. If its mark cannot be reset, the value is the resident
+    size at the end of the phase, and a warning is logged once.
 
-    On CUDA torch keeps a mark, of what its allocator has reserved, and counts in it the sampler's memory that sleep has
-    given back. So the figure is what the driver says is taken at the end of the phase, and what the allocator had
-    reserved beyond its present reserve at the peak: what sleeps is in both of these and falls out.
+    On CUDA torch tracks the peak of its allocator's reserved memory, which still includes sampler memory released by
+    sleep. The value is therefore the memory in use at the end of the phase according to the driver, plus the difference
+    between the allocator's peak and current reserve: sleeping memory is in both of these and cancels.
     """
 
     device: torch.device
@@ -57,8 +57,8 @@ class PhasePeaks:
 
     @contextlib.contextmanager
     def peak_gib(self, phase: str) -> Iterator[None]:
-        """Measure the block as that phase; a phase entered again is measured anew. One that fails is not measured: of
-        a card that has failed the driver says nothing but that, in the place of how."""
+        """Measure the block as this phase; entering a phase again starts a new measurement. A phase that fails is not
+        measured: querying a failed card would raise another error and hide the first."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif not _reset_peak():
@@ -67,7 +67,7 @@ class PhasePeaks:
         self.gib[phase] = self._now()
 
     def metrics(self) -> dict[str, float]:
-        """`memory/rollout_gib`, `memory/learn_gib`, `memory/sync_gib`: of the phases measured since the last call."""
+        """`memory/rollout_gib`, `memory/learn_gib`, `memory/sync_gib`, for phases measured since the last call."""
         measured = {f"memory/{phase}_gib": gib for phase, gib in self.gib.items()}
         self.gib = {}
         return measured
@@ -89,18 +89,18 @@ class PhasePeaks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Available:
-    """What a rank may use, in GiB."""
+    """Memory that a rank may use, in GiB."""
 
     device_gib: float
     host_gib: float
-    """Memory of the machine; on the CPU the same as `device_gib`."""
+    """Host memory; on the CPU the same as `device_gib`."""
 
 
 def available(ranks: Ranks) -> Available:
-    """What this rank may use. What it holds already of the machine's memory counts, since the estimate counts it too.
+    """The memory that this rank may use, including the host memory it already holds, which the estimate includes too.
 
-    Of a card what is free counts: it is asked before anything is loaded, and what torch has reserved there may be a
-    sleeping sampler's, which holds nothing.
+    For a card it is the free memory: it is queried before anything is loaded, and what torch has reserved may belong to
+    a sleeping sampler, which occupies nothing.
     """
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     room = psutil.virtual_memory().available

@@ -43,11 +43,11 @@ WRITTEN = (
     "curves.png",
     "report.html",
 )
-"""All names that a run writes in its directory."""
+"""All names that a run writes into its directory."""
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a run's metrics.jsonl, without a last line that a crash cut short."""
     path = run / METRICS
     found = [*json_lines(path, grows=True)] if path.is_file() else []
     for values in found:
@@ -58,14 +58,14 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def rollout_files(run: Path) -> dict[int, Path]:
-    """Step → the file of its completions, in order of steps."""
+    """Step → the file with its completions, in order of steps."""
     found = ((re.match(r"step([0-9]+)\.jsonl", path.name), path) for path in (run / "rollouts").glob("step*.jsonl*"))
     return dict(sorted((int(step[1]), path) for step, path in found if step))
 
 
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
-    """The completions of a step's file. Raises `ValueError`, in one line, for one that is damaged, or still being
-    written: the step's line in metrics.jsonl comes after it."""
+    """The completions in a step's file. Raises a one-line `ValueError` if it is damaged or still being written; it is
+    complete once the step's line is in metrics.jsonl."""
     rows = [*json_lines(path)]
     if not rows:
         raise ValueError(f"{path} cannot be read (it is empty)")
@@ -74,18 +74,19 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Records:
-    """Writes what a run leaves behind. Main rank only."""
+    """Writes the files of a run. Main rank only."""
 
     run: Path
     config: Config | SftConfig
     on_first_step: Callable[[], None] = lambda: None
-    """Called when a step has been recorded; more than once."""
+    """Called after each recorded step, not only the first."""
     _sinks: list[Sink] = field(default_factory=list, init=False)
 
     def open(self, done: int) -> None:
-        """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
+        """Continue after step `done`, −1 for a new run. Records of later steps are dropped, as they will be
+        repeated."""
         self.run.mkdir(parents=True, exist_ok=True)
-        # First of all: without it nobody may replace this directory, and with it alone there is no run yet.
+        # The marker comes first: without it the directory must not be replaced, and alone it does not count as a run.
         write_synced(self.run / MARKER, "Written by a run of rl_engine: --overwrite may replace it.\n")
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
         if done >= 0:
@@ -99,7 +100,7 @@ class Records:
         self._sinks = open_sinks(self.run, self.config, done)
 
     def metrics(self, line: dict[str, float]) -> None:
-        """Append one step's line, and hand it to every service."""
+        """Append one step's line and pass it to every service."""
         path = self.run / METRICS
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -110,7 +111,7 @@ class Records:
             sink.log(line)
 
     def rollouts(self, step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> None:
-        """All completions of a step, one JSON object a line, compressed."""
+        """Write all completions of a step, compressed, one JSON object per line."""
         path = self.run / "rollouts" / f"step{step:06d}.jsonl.gz"
         path.parent.mkdir(exist_ok=True)
         with naming(path), path.open("wb") as raw:
@@ -120,7 +121,7 @@ class Records:
     def _write_rollouts(
         self, raw: IO[bytes], step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]
     ) -> None:
-        # No time stamp in the header: the same completions are the same bytes.
+        # No time stamp in the header, so that the same completions give the same bytes.
         with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
             for group, row in zip(graded, advantages, strict=True):
                 prompt = group.rollout.prompt
@@ -143,18 +144,18 @@ class Records:
                         "legs": [[segment.adapter, segment.tokens] for segment in completion.segments],
                         "prompt_tokens": len(prompt.token_ids),
                         "completion_tokens": len(completion.token_ids),
-                        # What was sampled and learned: a text can be encoded in other ways than it was sampled.
+                        # The tokens sampled and trained on: encoding the text again may give others.
                         "prompt_ids": prompt.token_ids,
                         "completion_ids": completion.token_ids,
                         "finish_reason": completion.finish_reason,
-                        # Why there is nothing to learn from it, where there is not.
+                        # Why it gives no learning signal, if it does not.
                         **({} if result.scored else {"scored": False, "detail": result.detail}),
                     }
                     file.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
-        # Every line was written as it came. Where there is no room for what follows the last, what the run ended with
-        # is to be told.
+        # Every line has been written already. If the disk is too full for a sink's final output, the error that ended
+        # the run matters more.
         for sink in self._sinks:
             with contextlib.suppress(OSError):
                 sink.close()
@@ -163,6 +164,6 @@ class Records:
 
 
 def _sync(file: IO[Any]) -> None:
-    """Write through to the disk: a checkpoint, which is synced, must not be ahead of what was recorded before it."""
+    """Flush to disk: checkpoints are synced and must not be ahead of the records that precede them."""
     file.flush()
     os.fsync(file.fileno())

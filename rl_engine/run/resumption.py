@@ -1,4 +1,4 @@
-"""An earlier run in the output directory → the same run going on: what is checked, and what is noted of a change."""
+"""An earlier run in the output directory → the same run resumed: what is checked, and which changes are recorded."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
-"""One object for each resumption that changed something: after which step, what, and from what to what."""
+"""One object per resumption that changed something: after which step, which keys, old and new values."""
 CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
 
 
 def config_hash(config: Config | SftConfig, problems: str) -> str:
-    """`<settings>-<problems>`, two digests: everything that the numbers of a run depend on."""
+    """`<settings>-<problems>`, two digests that cover everything the numbers of a run depend on."""
     settings = json.dumps(fixed_values(config), sort_keys=True)
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:HASH_CHARACTERS]}-{problems[:HASH_CHARACTERS]}"
 
 
 def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
-    """Digest of what a run learns from: for each problem or example its token ids, and what else is known of it."""
+    """Digest of a run's training data: for each problem or example its token ids and its other data as text."""
     digest = hashlib.sha256()
     for token_ids, text in problems:
         ids = array("q", token_ids).tobytes()
@@ -38,7 +38,8 @@ def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
 
 
 def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: int) -> None:
-    """Raises `ConfigError` when the checkpoint after `step` was made by a run whose `config_hash` is not this one's."""
+    """Raises `ConfigError` if the checkpoint after `step` was made by a run with another `config_hash` than this
+    one."""
     if made_by == now:
         return
     if "-" not in made_by:
@@ -59,16 +60,16 @@ def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: in
 
 
 def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
-    """What differs from the configuration in the run's directory; nothing where there is none.
+    """The differences from the configuration in the run's directory; empty if there is none.
 
-    Raises `ConfigError` where it cannot be read.
+    Raises `ConfigError` if it cannot be read.
     """
     path = run / CONFIG
     return changes(read_run_config(path), config) if path.is_file() else []
 
 
 def began_with(run: Path, section: str, key: str) -> Any:
-    """The value that a run's own configuration has for `section.key`; None where there is no run, or no such key."""
+    """The value of `section.key` in a run's own configuration; None if there is no run or no such key."""
     return value_at(read_run_config(run / CONFIG), f"{section}.{key}") if (run / CONFIG).is_file() else None
 
 
@@ -83,7 +84,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
-    """Raises `ConfigError` that names every change which would make it another run."""
+    """Raises a `ConfigError` that names every change that would make it a different run."""
     refused = [change for change in found if change.is_refused]
     if not refused:
         return
@@ -97,7 +98,7 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
 
 
 def notes_on(found: Sequence[Changed]) -> Iterator[str]:
-    """What a person is told of changes that are allowed."""
+    """Messages about the changes that are allowed."""
     told = [change for change in found if change.key != "output_dir"]
     if told:
         yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, told))}"
@@ -110,10 +111,11 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
 
 
 def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: list[dict[str, float]]) -> None:
-    """Write down what was changed after `step`, before config.yaml holds the new values.
+    """Record what was changed after `step`, before config.yaml is replaced with the new values.
 
-    A run is evaluated after its last step. Where that is the last no more, and no evaluation was due there, its scores
-    are moved from the run's `lines` into this record: the longer run is then the one that was planned so.
+    A run is evaluated after its last step. If the run is extended and no evaluation was due at that step, the scores
+    move from the run's `lines` into this record, so that the metrics equal those of a run planned longer from the
+    start.
     """
     found = changes_since(run, config)
     if not found:

@@ -1,4 +1,4 @@
-"""Metrics → the services that mirror them: TensorBoard's files, and trackers that other machines run."""
+"""Metrics → the services that mirror them: TensorBoard's files, and remote trackers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming, write_synced
 
 TRACKERS = ("wandb", "trackio")
-"""Modules with the interface of Weights & Biases; `log.NAME` holds the project."""
+"""Modules with the interface of Weights & Biases; `log.NAME` is the project."""
 TRACKED_AS = "tracked_as.json"
-"""File of a run's directory: the id under which a tracker knows it, so that a resumed run goes on there."""
+"""File in a run's directory with its id at the trackers, so that a resumed run continues there."""
 
 
 class Sink(Protocol):
-    """Whoever is told every line of metrics.jsonl."""
+    """Receives every line of metrics.jsonl."""
 
     def log(self, line: dict[str, float]) -> None: ...
 
@@ -30,7 +30,7 @@ class Sink(Protocol):
 
 
 def open_sinks(run: Path, config: Config | SftConfig, done: int) -> list[Sink]:
-    """The services that the configuration names, for a run that goes on after step `done`."""
+    """The services that the configuration names, for a run that continues after step `done`."""
     sinks: list[Sink] = [_TensorBoard(run, done)] if config.log.tensorboard else []
     for module in TRACKERS:
         if (project := getattr(config.log, module)) is not None:
@@ -47,7 +47,7 @@ def _imported(module: str) -> Any:
 
 class _TensorBoard:
     def __init__(self, run: Path, done: int) -> None:
-        # Here, and not above: whoever only reads a run's records has no need of torch.
+        # Imported here, because code that only reads a run's records does not need torch.
         from torch.utils.tensorboard import SummaryWriter
 
         self._place = run / "tensorboard"
@@ -66,9 +66,9 @@ class _TensorBoard:
 
 @dataclass
 class _Tracker:
-    """A service of others, on the other side of a network: it may fail, and the run goes on without it.
+    """A remote service. It may fail, and the run continues without it.
 
-    What the run needs is in its own files; the first failure is told once, and the service is asked no more.
+    Everything the run needs is in its own files. The first failure is logged, and the service is not used again.
     """
 
     name: str
@@ -80,7 +80,7 @@ class _Tracker:
 
     def __post_init__(self) -> None:
         known = _tracked_as(self.run)
-        # trackio knows its runs by name alone, so the name must be this run's and no other's of that directory.
+        # trackio identifies runs by name only, so the name must differ from that of any other run in this directory.
         label = {"id": known, "name": self.run.name} if self.name == "wandb" else {"name": f"{self.run.name}-{known}"}
         values = self.config.model_dump(mode="json")
         self._tell("init", project=self.project, **label, resume="allow", config=values)
@@ -105,7 +105,7 @@ class _Tracker:
 
 
 def _tracked_as(run: Path) -> str:
-    """The run's id at its trackers, made once."""
+    """The run's id at its trackers, created once."""
     path = run / TRACKED_AS
     if not path.is_file():
         write_synced(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")

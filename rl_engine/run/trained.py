@@ -1,4 +1,4 @@
-"""Adapter directory → what is known of it: manifest, PEFT's configuration, base model, and the run that made it."""
+"""Adapter directory → what is known about it: manifest, PEFT's configuration, base model, and the run that made it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class BaseModel:
     """
 
     name: str
-    """What people call it: the hub id, `embedded`, or the last part of a directory's path."""
+    """Display name: the hub id, `embedded`, or the last part of a directory's path."""
     hub_id: str | None
-    """None where only this machine knows the model."""
+    """None if the model exists only on this machine."""
     directory: Path | None
-    """Where the run loaded it from; None for a model of the hub."""
+    """The directory that the run loaded it from; None for a hub model."""
     revision: str | None
 
     @property
@@ -51,7 +51,7 @@ class BaseModel:
         return self.directory == EMBEDDED_DIR
 
     def source(self) -> str:
-        """What it is loaded from: the directory, else the hub id. Raises `ValueError` where it is neither."""
+        """What to load: the directory, else the hub id. Raises `ValueError` if there is neither."""
         if self.directory is not None and self.directory.is_dir():
             return str(self.directory)
         if self.hub_id is not None:
@@ -66,12 +66,12 @@ class Measure:
     name: str
     value: float
     interval: tuple[float, float]
-    """95 %."""
+    """95 % confidence interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSetting:
-    """What an evaluation depends on besides the model. Scores are comparable where this is equal."""
+    """What an evaluation depends on besides the model. Scores are comparable if their settings are equal."""
 
     file: str | None
     """Output of `python -m evals`, whose prompts and grading may not be the run's own; None for the run's reports."""
@@ -85,44 +85,44 @@ class EvalSetting:
     top_p: float | None
     top_k: int | None
     min_p: float
-    """None and 0 in older reports, which is what they had."""
+    """Older reports lack these three and were made with None and 0."""
     max_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One adapter's row in a report of `evals/`, as far as the format is promised."""
+    """One adapter's row in a report of `evals/`, restricted to the stable part of the format."""
 
     setting: EvalSetting
     adapter: str
     adapter_sha256: str | None
     """Digest of its manifest; None for the base model and in older reports."""
     measures: tuple[Measure, ...]
-    """avg@k first; with several samples pass@k and maj@k too."""
+    """avg@k first, followed by pass@k and maj@k if there are several samples."""
     tokens_mean: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRun:
-    """What a run directory says of the run that made an adapter."""
+    """What a run directory says about the run that made an adapter."""
 
     directory: Path
     values: dict[str, Any]
-    """`config.yaml` as it was written."""
+    """`config.yaml` as written."""
     config: Config | SftConfig | None
-    """The same, checked; None for a configuration of another kind or version."""
+    """The same, validated; None for a configuration of another kind or version."""
     metrics: tuple[dict[str, float], ...]
     evaluations: tuple[Evaluation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedAdapter:
-    """A published adapter whose files are what its manifest says."""
+    """A published adapter whose files match its manifest."""
 
     directory: Path
     manifest: dict[str, Any]
     sha256: str
-    """Digest of the manifest, which stands for every file."""
+    """Digest of the manifest, which covers every file."""
     peft: dict[str, Any]
     """Content of adapter_config.json."""
     shapes: dict[str, tuple[int, ...]]
@@ -136,25 +136,25 @@ class TrainedAdapter:
 
     @property
     def rank(self) -> int:
-        """The largest of any layer's."""
+        """The largest rank of any layer."""
         return int(max([self.peft["r"], *self.peft["rank_pattern"].values()]))
 
     @property
     def step(self) -> int | None:
-        """The step of the run after which it was published; None where the run's metrics do not say."""
+        """The step of the run after which it was published; None if the run's metrics do not say."""
         lines = self.run.metrics if self.run else ()
         version = self.manifest["version"]
         return next((int(line["step"]) for line in lines if line.get("adapter/version") == version), None)
 
     @property
     def is_best(self) -> bool:
-        """Whether the run points at it as its best: then its score is the highest of several."""
+        """Whether it is the run's best version, so that its score is the maximum of several."""
         return (self.directory.parent / "best").resolve() == self.directory
 
     def evaluations(self) -> list[tuple[Evaluation | None, Evaluation]]:
-        """(the base model's evaluation, this adapter's) in every setting in which it has one.
+        """(the base model's evaluation, this adapter's) for every setting in which the adapter was evaluated.
 
-        Version 0 has an update of zero, and is the base model, unless it went on from another adapter.
+        Version 0 has an update of zero and counts as the base model, unless training started from another adapter.
         """
         if self.run is None:
             return []
@@ -171,10 +171,10 @@ class TrainedAdapter:
 
 
 def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
-    """All there is to know of a published adapter: `runs/x/adapters/v000025`, or a pointer such as `latest` to one.
+    """Read everything about a published adapter: `runs/x/adapters/v000025`, or a pointer such as `latest`.
 
     `base_model` is the hub id of a base model that the run loaded from a directory.
-    Raises `AdapterError` when a file is not what was published, or what was published is not an adapter.
+    Raises `AdapterError` if a file differs from what was published, or the version is not an adapter.
     """
     directory = path.resolve()
     if not directory.is_dir():
@@ -200,7 +200,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
 
 
 def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -> TrainedAdapter:
-    """`read_trained` of the version that a person means, which `say` is told of where a run was given."""
+    """`read_trained` for the version that the user means; if a run was given, `say` reports which version it is."""
     meant = meant_version(path)
     if path.is_dir() and not (meant.directory / MANIFEST).is_file():
         raise AdapterError(
@@ -215,7 +215,7 @@ def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -
 def base_model_of(
     manifest: dict[str, Any], peft: dict[str, Any], run: TrainingRun | None, given: str | None
 ) -> BaseModel:
-    """The base model: PEFT's configuration names the directory it was loaded from, or the hub id."""
+    """The base model, from PEFT's configuration, which names the directory it was loaded from or the hub id."""
     recorded, loaded = manifest["base_model"], peft["base_model_name_or_path"]
     if recorded == EMBEDDED:
         return BaseModel(name=given or EMBEDDED, hub_id=given, directory=EMBEDDED_DIR, revision=None)
@@ -229,22 +229,21 @@ def base_model_of(
 
 
 def merged_dtype_of(adapter: TrainedAdapter) -> str:
-    """Precision of a merged model: what the base was trained in; float32, which loses nothing, where that is not
-    known."""
+    """Precision of a merged model: that of the base model in training, or float32, which loses nothing, if unknown."""
     known = dtype_of(adapter)
     return "float32" if known == "auto" else known
 
 
 def dtype_of(adapter: TrainedAdapter) -> str:
-    """Precision of the base model during training; `auto`, its own, where that is not known."""
+    """Precision of the base model during training; if unknown `auto`, which is the model's own."""
     values = adapter.run.values if adapter.run else {}
     return str(values.get("model", {}).get("dtype", "auto"))
 
 
 def read_configuration(directory: Path) -> tuple[dict[str, Any], Config | SftConfig | None] | None:
-    """`config.yaml` of a run's directory as it was written, and checked, where this version takes it; None without.
+    """`config.yaml` of a run as written, and validated if this version accepts it; None if there is no such file.
 
-    Raises `ValueError` for one that is damaged.
+    Raises `ValueError` if the file is damaged.
     """
     if not (directory / RUN_CONFIG).is_file():
         return None
@@ -271,8 +270,8 @@ def read_training_run(directory: Path) -> TrainingRun | None:
 
 
 def _evaluations(evals: Path) -> Iterator[Evaluation]:
-    """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them; a JSON file of another
-    kind there is passed over."""
+    """A run's own reports, one per file, and the rows of any output of `python -m evals` among them; other JSON files
+    are skipped."""
     for path in sorted(evals.glob("*.json")):
         report = read_report(path)
         try:
@@ -288,7 +287,7 @@ def _evaluation(report: dict[str, Any], file: str | None) -> Evaluation:
     samples = report["samples"]
     measures = [Measure(f"avg@{samples}", report["avg"], tuple(report["interval"]))]
     for name in ("pass", "maj"):
-        # Of one sample they are its average.
+        # With one sample these equal the average.
         if samples > 1 and (found := report.get(f"{name}_at", {}).get(str(samples))):
             measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
     setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(EvalSetting)}

@@ -1,1 +1,1 @@
-"""What is read from files and left in them: text of people, results that are whole or not there, and whose they are."""
+"""File input and output: text that users wrote, outputs that are complete or absent, and whose they are."""

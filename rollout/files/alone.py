@@ -1,4 +1,4 @@
-"""A file beside an output → the lock that keeps two processes from making the same output at once."""
+"""An output → the lock file beside it that keeps two processes from writing the same output at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import IO
 
 
 class OccupiedError(ValueError):
-    """Another process is at work on the same output."""
+    """Another process is writing the same output."""
 
 
 @contextlib.contextmanager
 def alone_at(output: Path) -> Iterator[None]:
-    """No other process is in such a block for the same output. The lock goes with the process, however that ends.
+    """Hold the lock on an output for the duration of the block. It is released however the process ends.
 
     Raises `OccupiedError`.
     """
@@ -29,7 +29,7 @@ def alone_at(output: Path) -> Iterator[None]:
 
 
 def hold(lock: Path, output: Path) -> IO[str]:
-    """Take the lock, until `release`. Raises `OccupiedError` where another process has it."""
+    """Take the lock, until `release`. Raises `OccupiedError` if another process has it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("a", encoding="utf-8")
@@ -40,7 +40,7 @@ def hold(lock: Path, output: Path) -> IO[str]:
             )
         if _is_at(file, lock):
             return file
-        file.close()  # whoever held it has ended since it was opened
+        file.close()  # its holder released it after we opened it
 
 
 def release(lock: Path, file: IO[str]) -> None:
@@ -49,7 +49,7 @@ def release(lock: Path, file: IO[str]) -> None:
 
 
 def _takes_lock(file: IO[str]) -> bool:
-    """Whether nobody else holds it, or there are no locks on this file system."""
+    """Try to take the lock. Also true on a file system without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,7 +60,7 @@ def _takes_lock(file: IO[str]) -> bool:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether it is this file that has the name now."""
+    """Whether `path` still names this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

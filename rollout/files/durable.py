@@ -1,4 +1,4 @@
-"""Files and directories → the disk: complete or absent, whatever moment a process or a machine dies at."""
+"""Files and directories → the disk: complete or absent, whenever the process or the machine dies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `target`, synced, when the block ends well, and vanishes otherwise.
+    """Yield a scratch directory that is synced and becomes `target` if the block succeeds, and is deleted otherwise.
 
-    What was at `target` before stays whole until then. Raises `OSError` that names `target`, of the disk or of
-    safetensors.
+    Whatever was at `target` stays intact until then. Errors of the disk or of safetensors become an `OSError` that
+    names `target`.
     """
     scratch = target.with_name(f".{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -27,7 +27,7 @@ def written_aside(target: Path) -> Iterator[Path]:
             scratch.mkdir(parents=True)
             yield scratch
             for file in scratch.iterdir():
-                # safetensors makes files that only their owner may read; samplers may run as another user.
+                # safetensors creates files that only their owner can read; samplers may run as another user.
                 file.chmod(0o644)
                 sync(file)
             sync(scratch)
@@ -41,7 +41,7 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk inside the block say what was being written: a full disk alone names no file."""
+    """Add `path` to disk errors raised in the block: the error of a full disk names no file."""
     try:
         yield
     except OSError as error:
@@ -56,12 +56,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def discard(directory: Path) -> None:
-    """Remove a directory, if it is there, so that nobody ever finds half of it."""
+    """Remove a directory, if it exists, so that no reader ever finds half of it."""
     shutil.rmtree(_set_aside(directory), ignore_errors=True)
 
 
 def _set_aside(directory: Path) -> Path:
-    """Take a directory out of its readers' sight; where it is now, if there was one."""
+    """Move a directory out of its readers' sight. Returns where it is now, if it existed."""
     trash = directory.with_name(f".{directory.name}.gone")
     shutil.rmtree(trash, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -70,14 +70,14 @@ def _set_aside(directory: Path) -> Path:
 
 
 def remove_leftovers(root: Path, kind: str) -> None:
-    """What a killed process left of directories whose names begin with `kind`; for the one who writes there."""
+    """Delete what a killed process left of directories whose names begin with `kind`; only the writer may call it."""
     for suffix in ("partial", "gone"):
         for leftover in root.glob(f".{kind}[0-9]*.{suffix}"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def numbered(root: Path, kind: str) -> dict[int, Path]:
-    """The directories `<kind><number>` of `root`, by number, in order."""
+    """The directories `<kind><number>` in `root`, by number, in ascending order."""
     found = {
         int(path.name.removeprefix(kind)): path
         for path in root.glob(f"{kind}[0-9]*")
@@ -87,7 +87,7 @@ def numbered(root: Path, kind: str) -> dict[int, Path]:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one. Its directory is made if need be."""
+    """Replace a file atomically: after a crash it is the old one or the new one. Creates its directory if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
     with naming(path):
@@ -106,10 +106,10 @@ def sync(path: Path) -> None:
 
 
 def check_writable(directory: Path, key: str) -> None:
-    """Raises `ValueError` where files cannot be made in a directory, nor it in the nearest one above it."""
+    """Raises `ValueError` if files cannot be created in a directory, or the directory itself cannot be created."""
     try:
         directory.exists()
-    except OSError as error:  # a name that no file system takes
+    except OSError as error:  # a name that no file system accepts
         raise ValueError(f"{key}: {str(directory)[:80]!r} cannot be a directory: {error.strerror}") from error
     place = next(path for path in (directory.absolute(), *directory.absolute().parents) if os.path.lexists(path))
     if place == directory.absolute() and not place.is_dir():

@@ -1,4 +1,4 @@
-"""What is in the way of an output → a result of ours, which may be replaced, or somebody else's, which never is."""
+"""What already exists at an output's path → our own result, which may be replaced, or anything else, which never is."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 FIGURE_MARK = "made by rl_engine"
 MARKER = ".rl_engine"
-"""A file that says of a directory that a run of ours writes in it, and may be replaced by another."""
+"""A file that marks a directory as written by one of our runs, so that another run may replace it."""
 
 
 def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> list[str]:
-    """What a person is told of outputs that are there already; `outputs` says by which sign each is known as ours.
+    """Messages about outputs that already exist; `outputs` maps each path to the test that recognizes it as ours.
 
-    To be called before anything is written. Raises `ValueError` that names the first that is not ours.
+    Call it before anything is written. Raises a `ValueError` that names the first output that is not ours.
     """
     there = [path for path in outputs if path.exists()]
     for path in there:
@@ -30,14 +30,15 @@ def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> lis
 
 
 def is_figure(path: Path) -> bool:
-    """Whether a picture, in whatever format, says that it was drawn here."""
+    """Whether a figure's metadata, in any format, says that this project drew it."""
     return FIGURE_MARK.encode() in path.read_bytes()
 
 
 def figure_metadata(path: Path) -> dict[str, str | None] | None:
-    """What matplotlib is to write into a picture of this name; of SVG no date, so that the same is the same bytes.
+    """The metadata that matplotlib writes into a figure of this name; no date in SVG, so that equal figures are equal
+    bytes.
 
-    Other formats can hold nothing, and so are never taken for ours.
+    Other formats hold no metadata, so they are never recognized as ours.
     """
     signs: dict[str, dict[str, str | None]] = {
         ".png": {"Software": FIGURE_MARK},
@@ -50,7 +51,7 @@ def figure_metadata(path: Path) -> dict[str, str | None] | None:
 
 
 def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:
-    """The sign of a JSON report: an object, or a list of objects, with these keys."""
+    """The test for a JSON report: an object, or a list of objects, with these keys."""
     wanted = {*keys}
 
     def check(path: Path) -> bool:
@@ -65,7 +66,7 @@ def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:
 
 
 def place_aside(path: Path) -> Path:
-    """Where what is at `path` is kept when something else takes its place: `<name>.old-N` beside it."""
+    """Where to move what is at `path` before something else takes its place: `<name>.old-N` beside it."""
     path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
     numbers = itertools.count(1)
     return next(place for number in numbers if not (place := path.with_name(f"{path.name}.old-{number}")).exists())

@@ -1,8 +1,8 @@
 """Nothing → problem: sums and differences of small numbers, the task of the embedded example.
 
-A problem is an expression such as `17-4+9=?`. There are two ways to answer it, and the gap between them is
-what reinforcement learning finds: at once (`\\boxed{22}`), or step by step (`17-4=13`, `13+9=22`,
-`\\boxed{22}`). The level is the number of terms.
+A problem is an expression such as `17-4+9=?`. It can be answered directly (`\\boxed{22}`) or step by step (`17-4=13`,
+`13+9=22`, `\\boxed{22}`); the difference in accuracy is what reinforcement learning exploits. The level is the number
+of terms.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rollout.types import Problem
 Split = Literal["train", "held_out"]
 
 HELD_OUT_SHARE = 0.1
-# When this many draws a problem have been made, the space of small expressions is taken to be used up.
+# After this many draws per problem, the space of small expressions is considered exhausted.
 DRAWS_PER_PROBLEM = 50
 
 
 @dataclass(frozen=True, slots=True)
 class SignedSum:
-    """Signed terms, the first positive: `SignedSum((17, -4, 9))` is 17-4+9."""
+    """Signed terms, of which the first is positive: `SignedSum((17, -4, 9))` is 17-4+9."""
 
     terms: tuple[int, ...]
 
@@ -39,16 +39,16 @@ class SignedSum:
 
     @property
     def split(self) -> Split:
-        """The split is a function of the expression, so that no choice of seeds or sizes can mix the two."""
+        """The split is a function of the expression, so that no choice of seeds or sizes can mix the two splits."""
         digest = hashlib.sha256(self.text.encode()).digest()
         return "held_out" if digest[0] < 256 * HELD_OUT_SHARE else "train"
 
     def direct(self) -> str:
-        """The answer at once."""
+        """The answer without intermediate steps."""
         return f"\\boxed{{{self.value}}}"
 
     def worked(self) -> str:
-        """The answer after one line for each operation."""
+        """The answer after one line per operation."""
         lines, total = [], self.terms[0]
         for term in self.terms[1:]:
             lines.append(f"{total}{term:+d}={total + term}")
@@ -57,7 +57,7 @@ class SignedSum:
 
 
 def expressions(split: Split, seed: int, terms: Sequence[int], largest: int) -> Iterator[SignedSum]:
-    """An endless stream of the split's expressions, the same for the same arguments."""
+    """An endless stream of the split's expressions, determined by the arguments."""
     rng = random.Random(f"{split}-{seed}")
     while True:
         first = rng.randint(1, largest)
@@ -68,7 +68,7 @@ def expressions(split: Split, seed: int, terms: Sequence[int], largest: int) -> 
 
 
 def arithmetic_problems(config: ArithmeticConfig, split: Split, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of the split, fewer when no more exist."""
+    """`count` distinct problems of the split, or fewer if no more exist."""
     found: dict[str, Problem] = {}
     for drawn, expression in enumerate(expressions(split, seed, config.terms, config.largest)):
         if len(found) == count or drawn > DRAWS_PER_PROBLEM * count:

@@ -1,4 +1,4 @@
-"""Messages → text: the model's own chat template, with the arguments of the configuration and without a clock."""
+"""Messages → text: the model's own chat template, with the configured arguments and a fixed date."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rollout.config import PromptConfig
 
 Message = dict[str, str]
-# What templates that write a date are told: a prompt is the same on every day, in a run, its resumption and its
-# evaluation. One that reads `date_string` or the like takes another through prompt.template_arguments.
+# The date for templates that write one, so that prompts are the same on every day: in a run, its resumption and its
+# evaluation. A template that reads `date_string` or the like can be given another through prompt.template_arguments.
 DATE = datetime.datetime(2026, 1, 1)
 PROBE = "How much is six times seven?"
 ANSWER = "Forty-two."
@@ -28,7 +28,7 @@ ANSWER = "Forty-two."
 class ChatTemplate:
     """The chat template of one tokenizer.
 
-    Raises `ValueError` when it is made for a template that cannot hold what the configuration asks to be in a prompt.
+    Raises `ValueError` on construction if the template cannot express what the configuration wants in a prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,14 +51,14 @@ class ChatTemplate:
         self._try()
 
     def system(self, own: str = "") -> list[Message]:
-        """The system turn: what the configuration asks for, else a problem's `own`."""
+        """The system turn: the configured text, else the problem's `own`."""
         scene = self.config.system or own
         return [{"role": "system", "content": scene}] if scene else []
 
     def render(self, messages: Sequence[Message], *, ask: bool) -> str:
-        """The text of a conversation; with `ask` up to where the assistant begins.
+        """The text of a conversation; with `ask`, up to where the assistant's turn begins.
 
-        Raises jinja2's `TemplateError` where the template refuses it.
+        Raises jinja2's `TemplateError` if the template refuses it.
         """
         arguments: dict[str, Any] = {**self.config.template_arguments, "strftime_now": DATE.strftime}
         text = self.tokenizer.apply_chat_template(
@@ -67,7 +67,7 @@ class ChatTemplate:
         return str(text)
 
     def end_of_turn(self) -> int | None:
-        """The special token that the template writes behind an answer; None where it writes none there."""
+        """The special token that the template writes after an answer; None if it writes none."""
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": ANSWER}]
         try:
             behind = self.render(turns, ask=False).rpartition(ANSWER)[2]
@@ -78,7 +78,7 @@ class ChatTemplate:
         return next((number for number in first if number in special), None)
 
     def _try(self) -> None:
-        """Some templates refuse roles, and some leave out what they do not expect."""
+        """Render a probe: some templates reject certain roles, and some drop what they do not expect."""
         question = {"role": "user", "content": PROBE}
         try:
             alone = self.render([question], ask=True)
@@ -110,5 +110,5 @@ class ChatTemplate:
 
 
 def describe_arguments(arguments: dict[str, Any]) -> str:
-    """For people: `enable_thinking=false`."""
+    """The arguments as text for the user: `enable_thinking=false`."""
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())

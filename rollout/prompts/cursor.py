@@ -1,5 +1,5 @@
-"""Prompts → the prompts of a step: a shuffled pass over all of them an epoch, from several sources by their weights;
-resumable by a position and by what was left out of the epochs around it."""
+"""Prompts → the prompts of a step: one shuffled pass over all of them per epoch, from several sources by weight;
+resumable from a position and from what was left out of the epochs around it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Epoch:
     start: int
     """Items taken before it."""
     order: list[int]
-    """Places of the items, as they are taken."""
+    """Indices of the items, in the order they are taken."""
     left_out: list[int]
-    """Places of those that are not."""
+    """Indices of the items that this epoch skips."""
 
     @property
     def end(self) -> int:
@@ -30,11 +30,11 @@ class Epoch:
 
 @dataclass
 class Cursor(Generic[T]):
-    """Takes items in an order that is a function of the seed, of how many were taken before, and of which of them
-    taught nothing.
+    """Takes items in an order determined by the seed, the number of items taken before, and which of them gave no
+    learning signal.
 
-    The rule of `replay`: when an epoch begins, each item whose last group taught nothing stays in it with that
-    probability, by draws from the seed and the epoch's number; should none stay, all do.
+    The rule of `replay`: when an epoch begins, each item whose last group gave no learning signal stays in with this
+    probability, by draws from the seed and the epoch's number; if none would stay, all do.
     """
 
     items: Sequence[T]
@@ -44,9 +44,9 @@ class Cursor(Generic[T]):
     """Items taken since the run began."""
     replay: float = 1.0
     _silent: set[int] = field(default_factory=set, init=False, repr=False)
-    """Places of the items whose last group taught nothing."""
+    """Indices of the items whose last group gave no learning signal."""
     _epochs: list[Epoch] = field(default_factory=list, init=False, repr=False)
-    """Those that a position may still be asked of, the oldest first."""
+    """Epochs whose positions may still be looked up, oldest first."""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -59,7 +59,7 @@ class Cursor(Generic[T]):
         return taken
 
     def learned(self, position: int, taught: bool) -> None:
-        """What came of the item that was taken at `position`."""
+        """Record whether the group of the item taken at `position` gave a learning signal."""
         if self.replay == 1:
             return
         (self._silent.discard if taught else self._silent.add)(self._place(position))
@@ -67,7 +67,7 @@ class Cursor(Generic[T]):
             del self._epochs[0]
 
     def state(self, position: int) -> dict[str, Any]:
-        """What a resumed run needs to go on from `position`, as JSON; nothing where the position is enough."""
+        """What a resumed run needs to continue from `position`, as JSON; empty if the position is enough."""
         if self.replay == 1:
             return {}
         kept = [epoch for epoch in self._epochs if epoch.end > position] or self._epochs[-1:]
@@ -77,13 +77,13 @@ class Cursor(Generic[T]):
         }
 
     def restore(self, position: int, state: dict[str, Any]) -> None:
-        """Go to where `state` was taken."""
+        """Return to the point where `state` was taken."""
         self.position, self._silent = position, set(state.get("silent", ()))
         self._epochs = [self._epoch(number, start, left_out) for number, start, left_out in state.get("epochs", ())]
 
     def _place(self, position: int) -> int:
         if self.replay == 1:
-            # Epochs are alike in length: any is found at once.
+            # All epochs have the same length, so any of them can be computed directly.
             number, index = divmod(position, len(self.items))
             if not self._epochs or self._epochs[0].number != number:
                 self._epochs = [self._epoch(number, number * len(self.items), [])]
@@ -105,7 +105,7 @@ class Cursor(Generic[T]):
 
     def _left_out_of(self, number: int) -> list[int]:
         draws = random.Random(f"{self.seed}-{number}-replay")
-        # One draw an item, whatever became of the others.
+        # One draw per item, silent or not, so that an item's draw does not depend on the others.
         drawn = [draws.random() for _ in self.items]
         left_out = [place for place in sorted(self._silent) if drawn[place] >= self.replay]
         return left_out if len(left_out) < len(self.items) else []
@@ -113,14 +113,14 @@ class Cursor(Generic[T]):
 
 @dataclass
 class Mixed(Generic[T]):
-    """Takes items of several sources, each in its own order, in the proportion of their weights: every place goes to
-    the source that is furthest behind its share, the first of them where several are."""
+    """Takes items from several sources, each in its own order, in proportion to their weights: each place goes to the
+    source furthest behind its share, on a tie to the first."""
 
     cursors: Sequence[Cursor[T]]
     weights: Sequence[float]
     position: int = 0
     _counted: tuple[int, list[int]] = field(default=(0, []), init=False, repr=False)
-    """A position, and how many of each source were taken before it: where the next count begins."""
+    """A position and the items of each source taken before it, from which the next count starts."""
 
     def take(self, count: int) -> list[T]:
         taken = []
@@ -150,7 +150,7 @@ class Mixed(Generic[T]):
         return behind.index(max(behind))
 
     def _counts(self, position: int) -> list[int]:
-        """How many of each source are among the first `position` items."""
+        """Number of items from each source among the first `position` items."""
         start, counts = self._counted
         if start > position or not counts:
             start, counts = 0, [0] * len(self.cursors)

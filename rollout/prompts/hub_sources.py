@@ -1,4 +1,4 @@
-"""A dataset of the hub → its rows as problems; only the columns that are needed are read."""
+"""A hub dataset → its rows as problems; only the needed columns are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.prompts.sources import SOURCES, HubDataset
 
 
 def chosen_columns(defaults: Columns, chosen: ColumnsConfig) -> Columns:
-    """The columns of a source, with those that were named in their place."""
+    """The default columns of a source, overridden by those that the user named."""
     return replace(defaults, **{name: value for name, value in chosen if value is not None})
 
 
@@ -44,7 +44,7 @@ def _hub_rows(
         for split in dataset.splits:
             part = _load_from_hub(dataset, config, split)
             has = part.column_names
-            # A column of a mapping is named by the mapping's name and its own.
+            # A nested column is named PARENT.CHILD.
             missing = {one for one in needed if one not in has and one.partition(".")[0] not in has}
             if missing:
                 raise ValueError(
@@ -62,11 +62,11 @@ def _hub_rows(
 
 
 def _load_from_hub(dataset: HubDataset, config: str | None, split: str) -> Any:
-    import datasets  # heavy, and only needed where the hub is
+    import datasets  # heavy, and only needed for hub datasets
 
     try:
         return datasets.load_dataset(dataset.path, config, split=split, revision=dataset.revision)
-    except ValueError as error:  # no such subset or split; none chosen where there are several
+    except ValueError as error:  # no such subset or split, or several to choose from
         raise ValueError(f"{dataset.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
 
 

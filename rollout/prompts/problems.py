@@ -1,6 +1,6 @@
 """Nothing → problems: hub datasets, files, two generators; one table names them.
 
-A source yields rows; a row becomes a `Problem` or a counted reason why it did not.
+A source yields rows; each row becomes a `Problem` or is dropped with a counted reason.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from rollout.types import Problem
 FILES = ("file", "jsonl")
 HUB, MIX, ARITHMETIC = "hub", "mix", "arithmetic"
 GENERATED = frozenset({ARITHMETIC, REASONING_GYM})
-"""Sources that make their problems, training and held-out ones apart."""
+"""Sources that generate their problems, with separate training and held-out splits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a source gave, and what it did not, by reason."""
+    """The problems of a source, and the rows it dropped, by reason."""
 
     problems: list[Problem]
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    """One dropped row for each reason, so that a person can look it up."""
+    """One dropped row per reason, for the user to look up."""
 
     def drop(self, reason: str, example: str) -> None:
         self.dropped[reason] += 1
@@ -45,7 +45,7 @@ class Loaded:
 
 
 def check_source(config: DataConfig, key: str = "data.path") -> None:
-    """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; little is read."""
+    """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; reads only a little."""
     for part in parts_of(config, key):
         _check_part(part.config, part.key)
 
@@ -74,11 +74,11 @@ class DataPart:
     config: DataConfig
     key: str
     column_option: str | None = None
-    """How a person names a column, with `{role}` and `{name}`, where it is otherwise than for the key."""
+    """How users name a column, with `{role}` and `{name}`, if not by a configuration key."""
 
 
 def parts_of(config: DataConfig, key: str = "data.path") -> list[DataPart]:
-    """The sources that `data.mix` names; without one, the source itself."""
+    """The sources in `data.mix`; without a mix, the source itself."""
     if not config.mix:
         return [DataPart(config, key)]
     names = SourceConfig.model_fields
@@ -91,7 +91,7 @@ def parts_of(config: DataConfig, key: str = "data.path") -> list[DataPart]:
 
 
 def dataset_of(config: SourceConfig) -> HubDataset | None:
-    """What of the hub a source reads; None where it reads none."""
+    """The hub dataset that a source reads; None if it reads none."""
     if config.path is not None:
         return None
     if config.source != HUB:
@@ -108,7 +108,7 @@ def dataset_of(config: SourceConfig) -> HubDataset | None:
 
 
 def hub_items(config: DataConfig, what: str = "data.source", instead: str = "give data.path=FILE") -> list[HubItem]:
-    """What reading the source would ask the hub for."""
+    """The hub repositories needed to read the source."""
     items = []
     for part in parts_of(config):
         dataset = dataset_of(part.config)
@@ -139,11 +139,10 @@ def load_problems(
     need_answer: bool = True,
     with_extra: bool = False,
 ) -> Loaded:
-    """The problems of a source, in the source's own order; of a mix those of each in turn.
+    """Load the problems of a source in its own order, or those of a mix source by source.
 
-    `split` and `seed` matter to the generator alone: the other sources hold one split each. `key` is what a message
-    calls the place where a file was named, `column_option` how a column is named there, with `{role}` and `{name}`.
-    `with_extra`: with the columns that are none of ours.
+    `split` and `seed` matter only to generators: other sources hold one split each. Messages refer to the file by `key`
+    and to a column by `column_option`, with `{role}` and `{name}`. `with_extra` keeps the columns that have no role.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     check_source(config, key)
@@ -199,14 +198,14 @@ def _generated(part: DataPart, split: Split, seed: int) -> Iterable[Problem]:
 
 
 def tasks_of(config: DataConfig) -> list[Task]:
-    """The generated tasks whose own scorers a grader needs, each once."""
+    """The distinct generated tasks whose scorers a grader needs."""
     parts = [part.config for part in parts_of(config) if part.config.source == REASONING_GYM]
     tasks = [task_of(one.task, one.task_settings) for one in parts]
     return list({task.key: task for task in tasks}.values())
 
 
 def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None, loaded: Loaded) -> Iterator[Problem]:
-    """The problems whose level is within `data.level`, both bounds included."""
+    """The problems whose level is within `data.level`, bounds included."""
     for problem in problems:
         if bounds is None:
             yield problem
@@ -223,7 +222,7 @@ def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None
 def _problem_rows(
     part: DataPart, loaded: Loaded, need_answer: bool, with_extra: bool, unseen: dict[str, str] | None = None
 ) -> Iterator[ProblemRow]:
-    """The rows of a source; of `unseen`, columns by role, those are taken away that a row has."""
+    """The rows of a source. Removes from `unseen`, columns by role, every column that some row has."""
     config = part.config
     if config.path is not None:
         rows = _looked_at(rows_of(Path(config.path), loaded.drop, part.key, config.split), unseen or {})
@@ -232,7 +231,7 @@ def _problem_rows(
     dataset = dataset_of(config)
     assert dataset is not None, "checked before"
     name = config.source if config.source != HUB else dataset.path.replace("/", "-")
-    # Of the sets of the table only what is needed is read: some have gigabytes of other columns.
+    # For the datasets in the table only the needed columns are read: some have gigabytes of others.
     whole = with_extra and config.source == HUB
     return hub_problem_rows(name, dataset, config.columns, loaded.drop, need_answer, whole)
 
@@ -258,14 +257,14 @@ def _problem_of(row: ProblemRow) -> Problem:
 
 
 def turns_left_out(problems: Sequence[Problem]) -> list[str]:
-    """What is said of problems that come after other turns of a chat; nothing where none does."""
+    """A message about problems that follow earlier turns of a chat; empty if there are none."""
     cut = [one.id for one in problems if one.continues]
     told = f"{len(cut):,} problems come after other turns of a chat, and only the last turn of the user is asked"
     return [f"{told} (for one, {cut[0]})"] if cut else []
 
 
 def _with_all_columns(problems: list[Problem]) -> list[Problem]:
-    """Every problem with every further column: None where its row has none, as in a table."""
+    """Give every problem every extra column, with None for those that its row lacks, as in a table."""
     names = dict.fromkeys(name for problem in problems for name in problem.extra)
     if not names:
         return problems
@@ -273,8 +272,8 @@ def _with_all_columns(problems: list[Problem]) -> list[Problem]:
 
 
 def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | None:
-    """The first usable problem of a file or of the generator, read without the rest, its extra columns with it; None
-    for a dataset on the hub."""
+    """The first usable problem of a file or generator, with its extra columns, read without the rest; None for a hub
+    dataset."""
     part = parts_of(config)[0]
     if part.config.source in GENERATED:
         one = replace(part, config=part.config.model_copy(update={"limit": 1}))
@@ -286,7 +285,7 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
 
 
 def _refuse_unseen(part: DataPart, unseen: dict[str, str]) -> None:
-    """Raises `ValueError` for a column that was named and that no row has: nothing would be read of it."""
+    """Raises `ValueError` for a column that the user named but no row has: it would silently be empty."""
     for role, name in unseen.items():
         _, row = next(rows_of(Path(str(part.config.path)), lambda *_: None, part.key, part.config.split))
         raise ValueError(
@@ -296,7 +295,7 @@ def _refuse_unseen(part: DataPart, unseen: dict[str, str]) -> None:
 
 
 def _explain_columns(part: DataPart, need_answer: bool) -> None:
-    """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
+    """Raises `ValueError` if the first row lacks the columns that are read: then all rows lack them."""
     config, key = part.config, part.key
     assert config.path is not None
     _, row = next(rows_of(Path(config.path), lambda *_: None, key, config.split), ("", None))

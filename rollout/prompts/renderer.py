@@ -1,8 +1,8 @@
 """Problem → prompt: the model's chat template, or a plain frame for models that have none.
 
-A base model must not be given another model's chat template: it answers in no form the grader can find,
-and every reward is zero. It gets a frame it has seen the like of in text, and a stop string, since it does
-not end its turn by itself.
+A base model must not get another model's chat template: its answers would be in no form that the grader finds, and
+every reward would be zero. It gets a plain frame like those in its training text, and a stop string, since it does not
+end its turn by itself.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Renderer:
         return FRAMES[self.config.template].stop if self.config.template in FRAMES else ()
 
     def endless_turn(self, ends: Collection[int], stop: Collection[str]) -> str | None:
-        """What a person is told where the chat template ends a turn with a token that ends no completion: neither one
-        of `ends` nor of the strings `stop`. A model that knows the template writes on behind it."""
+        """A warning if the chat template ends a turn with a token that does not end a completion, being neither in
+        `ends` nor in `stop`: a model that knows the template would keep writing after it."""
         number = self._chat.end_of_turn() if self._chat is not None else None
         if number is None or number in ends or (token := str(self.tokenizer.decode([number]))) in stop:
             return None
@@ -64,7 +64,7 @@ class Renderer:
         if self.config.instruction:
             question = f"{question}\n{self.config.instruction}"
         if self._chat is not None:
-            # What a person asks for goes before what the data brings along.
+            # A configured system turn takes precedence over the data's.
             system = self._chat.system(problem.system)
             try:
                 text = self._chat.render([*system, {"role": "user", "content": question}], ask=True)
@@ -73,7 +73,7 @@ class Renderer:
                     f"problem {problem.id}: the model's chat template refuses its system turn: {error}; "
                     "give prompt.system, or data without system turns"
                 ) from error
-            # A template may trim what it is given, and must not lose any of it.
+            # A template may strip whitespace, but must not lose any text.
             if question.strip() not in text or any(turn["content"].strip() not in text for turn in system):
                 raise ValueError(
                     f"problem {problem.id}: the prompt that the model's chat template makes of it does not hold it; "
@@ -86,7 +86,7 @@ class Renderer:
             # Not str.format: problems are full of braces.
             text = frame.replace("{problem}", question)
             ids = self.tokenizer.encode(text, add_special_tokens=True)
-            # One saved with `add_eos_token`, as for training, ends every text: nothing could follow such a prompt.
+            # A tokenizer saved with `add_eos_token`, as for training, ends every text: nothing could follow the prompt.
             if ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(str(self.tokenizer.eos_token)):
                 ids = ids[:-1]
         return Prompt(problem=problem, text=text, token_ids=tuple(ids))

@@ -1,4 +1,4 @@
-"""The datasets that are known by name, and how their rows say what is asked and answered."""
+"""The datasets known by name, and which of their columns hold problem and answer."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def last_box(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubDataset:
-    """A dataset of the hub, and which of its columns is what."""
+    """A hub dataset and the roles of its columns."""
 
     path: str
     revision: str | None = None
-    """Commit; the newest when absent. Evaluation suites have one, so that a score names what it was measured on."""
+    """Commit; the newest if absent. Evaluation suites pin one, so that a score identifies what it was measured on."""
     configs: tuple[str | None, ...] = (None,)
     splits: tuple[str, ...] = ("train",)
     problem: str = "problem"
     answer: str | Callable[[Row], str] = "answer"
     reads: tuple[str, ...] = ()
-    """Further columns that a callable `answer` needs."""
+    """Additional columns that a callable `answer` needs."""
     level: str | None = None
     subject: str | None = None
     excludes: str | None = None
-    """Name of a source whose problems are left out: MATH without MATH-500."""
+    """Name of a source whose problems are excluded: MATH without MATH-500."""
 
 
 MATH_SUBJECTS = (

@@ -1,4 +1,4 @@
-"""Settings → what vLLM is started with, and the arithmetic of adapters that it finds when it asks its platform."""
+"""Settings → the arguments that vLLM is started with, and the adapter kernels that its platform hook returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout.servable import keeps_states
 
 GIB = 1024**3
 GENERATES = re.compile("ForCausalLM|ForConditionalGeneration|LMHead")
-"""In the names of classes that continue a text."""
+"""Matches the names of classes that generate text."""
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -33,26 +33,26 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "tensor_parallel_size": settings.tensor_parallel_size,
-        # The log-probability under what was really sampled from: after temperature and truncation.
+        # Log-probabilities under the distribution actually sampled from: after temperature and truncation.
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
-        # Not Mistral's own, which vLLM takes where a model's files are there in its format too: see `read_tokenizer`.
+        # Not Mistral's own tokenizer, which vLLM prefers if the model also has files in that format: `read_tokenizer`.
         "tokenizer_mode": "hf",
-        # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
+        # Load only the language model of a multimodal model.
         "language_model_only": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
     if Path(settings.model).is_dir():
-        # What transformers reads. By itself vLLM takes params.json and consolidated.safetensors where they lie beside:
-        # in a directory of Mistral's whose model was trained on, these are still those of before.
+        # The files that transformers reads. vLLM would prefer params.json and consolidated.safetensors if they exist:
+        # in a copy of a Mistral model that was fine-tuned, those are still the original weights.
         arguments |= {"config_format": "hf", "load_format": "hf"}
     if settings.lora_rank:
         arguments |= {
             "enable_lora": True,
             "max_lora_rank": smallest_allowed_rank(settings.lora_rank),
             "max_loras": settings.max_loras,
-            # A new version is there before the one that it replaces goes: nobody else's is to make room.
+            # A new version is loaded before the one it replaces is dropped; it must not evict any other adapter.
             "max_cpu_loras": settings.max_loras if settings.max_loras == 1 else 2 * settings.max_loras,
         }
     if settings.ranks > 1:
@@ -74,25 +74,25 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 def _on_cpu(settings: EngineSettings, model_config: Any) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
-        # vLLM never compiles a CPU model that takes adapters. One without would take a compiler and a minute at
-        # its first start, and both methods are to run the same arithmetic.
+        # vLLM never compiles a CPU model with adapters. Compiling one without would need a compiler and a minute at the
+        # first start, and LoRA and full fine-tuning should run the same arithmetic.
         "enforce_eager": True,
-        # A generator of the CPU cannot be moved to the middle of a prompt: seeds need whole prefills,
-        # and whole prefills need a budget that the longest prompt fits into.
+        # A CPU random generator cannot be advanced to the middle of a prompt, so per-request seeds need unchunked
+        # prefills, which need a token budget that the longest prompt fits into.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(8192, settings.max_model_len),
-        # A group's samples share the whole blocks of their prompt; in vLLM's blocks of 128 few prompts have one.
-        # The smallest that its attention serves at full speed.
+        # The completions of a group share the full blocks of their prompt, and few prompts fill one of vLLM's default
+        # 128 tokens. This is the smallest size at which its attention runs at full speed.
         "block_size": 32,
-        # What layers with states keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
+        # Prefix caching for layers with states needs chunked prefills, which are disabled above.
         "enable_prefix_caching": not keeps_states(model_config),
     }
 
 
 def overrides_of(model_config: Any) -> dict[str, Any]:
-    """What vLLM would read otherwise than transformers, whose model is the one that learns: it goes by the class that
-    config.json names, if any, where that goes by the model's type, and knows the factor of Ministral 3's queries beyond
-    the first positions by the name that it has in Mistral's own format."""
+    """Corrections to config.json where vLLM would read it differently from transformers, whose model is trained. vLLM
+    picks the class that config.json names, if any, and transformers the one of the model's type; and vLLM knows the
+    scaling of Ministral 3's queries at later positions only by its name in Mistral's own format."""
     found: dict[str, Any] = {}
     own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_config.model_type)
     served = ModelRegistry.get_supported_archs()
@@ -108,15 +108,15 @@ def overrides_of(model_config: Any) -> dict[str, Any]:
 
 
 def _multiplies_itself(settings: EngineSettings) -> bool:
-    """Whether `rollout/vllm/few_adapters.py` serves this engine."""
+    """Whether this engine uses our adapter kernels (`rollout/vllm/few_adapters.py`)."""
     return bool(settings.own_products and current_platform.is_cpu())
 
 
 @contextlib.contextmanager
 def lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
-    """While an engine is built inside, its CPU platform names our class when asked which one multiplies adapters.
+    """While an engine is built inside the block, vLLM's CPU platform returns our class for the adapter kernels.
 
-    Engines that start processes of their own (tensor parallel) ask there, and get vLLM's class.
+    Engines that start their own processes (tensor parallelism) look it up in those, and get vLLM's class.
     """
     if not _multiplies_itself(settings):
         yield

@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Tokens → text. Tokens that are declared special are text, such as `<think>`, but for those that frame one."""
+    """Tokens → text. Special tokens such as `<think>` are kept in the text, except those that only delimit it."""
 
     tokenizer: Any
     silent: dict[int, str]
-    """Those that begin, end, fill up or stand for the unknown."""
+    """The tokens left out: beginning and end of sequence, padding, unknown."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> Decoder:
@@ -26,9 +26,9 @@ class Decoder:
         return str(self.tokenizer.decode(heard, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def spoken(self, output: Any, *, stops: bool) -> str:
-        """What was said, of vLLM's output: when a token ended the completion, that one is no part of it.
+        """The text of vLLM's output, without the token that ended the completion, if one did.
 
-        With stop strings vLLM has made the text itself, from all special tokens.
+        With stop strings vLLM already decoded the text, with all special tokens.
         """
         if not stops:
             return self.text(output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids)

@@ -1,4 +1,4 @@
-"""Prompts → completions, by vLLM inside this process."""
+"""Prompts → completions, sampled by vLLM inside this process."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from rollout.vllm.ranks import leave_ranks_out
 leave_transformers_alone()
 leave_ranks_out()
 
-# How vLLM and torch say it, of a card and of a machine.
+# How vLLM and torch report that a card or the machine is out of memory.
 NO_MEMORY = re.compile("out of memory|allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request that vLLM was given: whose completion it is."""
+    """A request given to vLLM, and the completion of which batch it is."""
 
     batch: InFlight
     place: int
@@ -59,20 +59,20 @@ class _Asked:
 
 @dataclass
 class VllmEngine:
-    """One vLLM engine in this process: the base model, and the adapters it was told to load."""
+    """One vLLM engine in this process: the base model and the adapters loaded so far."""
 
     settings: EngineSettings
     _llm: Any = field(init=False, repr=False)
     _loaded: dict[str, LoRARequest] = field(default_factory=dict, init=False, repr=False)
     _ids_given: int = field(init=False, repr=False)
-    """vLLM's number of the newest adapter: none has another's, nor one of those that vLLM warms up with."""
+    """vLLM's id of the newest adapter. Ids are never reused, and differ from those that vLLM uses to warm up."""
     _asked: dict[str, _Asked] = field(default_factory=dict, init=False, repr=False)
-    """What vLLM is at work on, by the number of its request."""
+    """The requests in progress, by vLLM's request number."""
     _done: list[InFlight] = field(default_factory=list, init=False, repr=False)
-    """Batches that nobody has been told of yet."""
+    """Finished batches that `advance` has not returned yet."""
     _decoder: Decoder = field(init=False, repr=False)
     _weights: str = field(default=BASE, init=False, repr=False)
-    """Key of the version whose whole model is loaded."""
+    """Key of the version whose full weights are loaded."""
 
     def __post_init__(self) -> None:
         with warnings.catch_warnings(), lora_arithmetic(self.settings):
@@ -83,7 +83,7 @@ class VllmEngine:
                 raise why_not(error, self.settings.model) from error
             except subprocess.CalledProcessError as error:
                 raise EngineError(f"vLLM did not start: {error} On a CPU it needs lscpu, of util-linux") from error
-            except RuntimeError as error:  # of torch itself, or of vLLM in words of its own
+            except RuntimeError as error:  # from torch, or from vLLM in its own words
                 said = first_line(error).rstrip(".")
                 if not NO_MEMORY.search(said):
                     raise
@@ -110,7 +110,7 @@ class VllmEngine:
     def begin(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
-        """See `StreamingEngine.begin`. Every completion is a request of its own, with a seed of its own."""
+        """See `StreamingEngine.begin`. Every completion is a separate request with its own seed."""
         rows = [
             (prompt.token_ids, _sampling_params(sampling, sample_seed(seed, i)))
             for prompt, seed in zip(prompts, seeds, strict=True)
@@ -129,8 +129,8 @@ class VllmEngine:
     def begin_extending(
         self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
-        """See `StreamingEngine.begin_extending`. Prompt and tokens so far are read anew: keys and values of another
-        version are none of this one's."""
+        """See `StreamingEngine.begin_extending`. The prompt and the tokens so far are prefilled again: the KV cache of
+        another version is not valid for this one."""
         unfinished = [
             (row, sample)
             for row, group in enumerate(groups)
@@ -158,11 +158,11 @@ class VllmEngine:
         adapter: AdapterRef | None,
         assemble: Callable[[list[Completion]], list[RolloutGroup]],
     ) -> InFlight:
-        """Ask vLLM for what follows each context, with its parameters."""
+        """Request a continuation of each context from vLLM, each with its own sampling parameters."""
         request = self._request_of(adapter)
         if not self._asked:
-            # Blocks kept from earlier calls depend on what those calls were; without them a resumed run
-            # computes what the uninterrupted one did.
+            # Cached blocks depend on earlier calls. Without them a resumed run computes exactly what an uninterrupted
+            # run does.
             self._llm.reset_prefix_cache()
         numbers = self._llm.enqueue(
             [{"prompt_token_ids": list(context)} for context, _ in rows],
@@ -172,7 +172,7 @@ class VllmEngine:
         )
         batch = InFlight(len(rows), assemble)
         key = adapter.key if adapter else BASE
-        # vLLM adds letters of its own to its count, and answers by the count.
+        # vLLM appends letters to the request numbers it returns here, but its outputs carry the bare numbers.
         counts = (number.partition("-")[0] for number in numbers)
         self._asked |= {count: _Asked(batch, place, sampling, key) for place, count in enumerate(counts)}
         return batch
@@ -180,15 +180,15 @@ class VllmEngine:
     def advance(self) -> list[InFlight]:
         """See `StreamingEngine.advance`.
 
-        Raises `EngineError` when vLLM is out of memory, or a process of its own is gone.
+        Raises `EngineError` if vLLM runs out of memory or one of its processes dies.
         """
-        if self._asked:  # where processes of its own compute, vLLM would wait for what nobody asked for
+        if self._asked:  # with processes of its own, vLLM would wait forever if nothing was requested
             self._step()
         done, self._done = self._done, []
         return done
 
     def _finished(self, batch: InFlight) -> list[RolloutGroup]:
-        """The batch, and none that `advance` tells of."""
+        """Sample until this batch is done; `advance` will not return it."""
         while not batch.done:
             self._step()
         self._done = [other for other in self._done if other is not batch]
@@ -198,7 +198,7 @@ class VllmEngine:
         try:
             outputs = self._llm.llm_engine.step()
         except (RuntimeError, TimeoutError, EngineDeadError) as error:
-            # With a process of its own for each of several cards vLLM says no more when one of them is gone.
+            # With one process per card, vLLM gives no better error than this when one of them dies.
             alone = self.settings.tensor_parallel_size == 1
             if alone and not isinstance(error, torch.OutOfMemoryError | EngineDeadError):
                 raise
@@ -216,10 +216,10 @@ class VllmEngine:
     def score(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
     ) -> list[TokenScores]:
-        """See `ScoringEngine.score`. vLLM reads no cached block for such a request, so every row is computed whole."""
+        """See `ScoringEngine.score`. vLLM uses no cached blocks for such a request, so every row is computed whole."""
         assert not self._asked, "nothing is scored while something is sampled"
         request = self._request_of(adapter)
-        room = self.settings.max_model_len - 1  # vLLM generates a token that nobody asked for
+        room = self.settings.max_model_len - 1  # vLLM always generates one more token
         for context, continuation in rows:
             if not context or not continuation:
                 raise ValueError("a row to score needs a token of context and one to score")
@@ -236,7 +236,7 @@ class VllmEngine:
         return [_scores(output.prompt_logprobs, row[1]) for output, row in zip(outputs, rows, strict=True)]
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
+        """See `Engine.load_adapter`. vLLM identifies adapters by name and id, so neither is ever reused."""
         if ref.key in self._loaded:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         if identity_of(ref.path) != ref.sha256:
@@ -249,7 +249,7 @@ class VllmEngine:
                 self._load_weights(ref)
                 return
         if not (ref.path / PEFT_WEIGHTS).is_file():
-            # vLLM would go on to formats that have to be unpickled.
+            # vLLM would try formats that have to be unpickled.
             raise AdapterError(f"{ref.path} has no {PEFT_WEIGHTS}: weights in another format are not read")
         self._ids_given += 1
         request = LoRARequest(ref.key, self._ids_given, str(ref.path))
@@ -266,7 +266,7 @@ class VllmEngine:
         self._loaded[ref.key] = request
 
     def _load_weights(self, ref: AdapterRef) -> None:
-        """Replace the whole model's weights by a version's."""
+        """Replace all of the model's weights with a version's."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(ref.path)})
         if not torch.cuda.is_available():
             self._llm.apply_model(_repack_tied_head)
@@ -274,8 +274,8 @@ class VllmEngine:
 
     def unload_adapter(self, ref: AdapterRef) -> None:
         if ref.key not in self._loaded:
-            return  # a whole model: the next one has taken its place already
-        # vLLM may have dropped it already to make room: the outcome is the same.
+            return  # a whole model, which the next version has already replaced
+        # vLLM may have evicted it already to make room; that does not matter.
         self._llm.llm_engine.remove_lora(self._loaded.pop(ref.key).lora_int_id)
 
     def sleep(self) -> None:
@@ -287,10 +287,10 @@ class VllmEngine:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """End the engine and its part of the process group; to be called before the group itself is left.
+        """Shut down the engine and its part of the process group; call it before leaving the group itself.
 
-        One that sleeps is woken first. vLLM frees what is asleep by giving its memory back once more, and CUDA's error
-        for each piece is printed. Where the learner has left no room to wake in, that is all that happens.
+        A sleeping engine is woken first: otherwise vLLM frees the memory of sleeping allocations a second time, and an
+        error from CUDA is printed for each. If the learner leaves too little memory to wake in, only that happens.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -310,8 +310,8 @@ class VllmEngine:
 
 
 def _left_out(model: Any, number: int) -> list[str]:
-    """Layers of a loaded adapter that vLLM's model has no place for, but for experts, which are stacked there under
-    other names."""
+    """Layers of a loaded adapter that vLLM's model lacks. Experts are not considered: vLLM stacks them under other
+    names."""
     manager = model.lora_manager
     return sorted(
         name for name in manager.get_adapter(number).loras if name not in manager.modules and ".experts" not in name
@@ -319,7 +319,7 @@ def _left_out(model: Any, number: int) -> list[str]:
 
 
 def _repack_tied_head(model: Any) -> None:
-    """Rebuild the CPU's packed copy of an output embedding that is tied to the input's: reloading forgets it."""
+    """Rebuild the CPU's packed copy of an output head that is tied to the input embedding: reloading does not."""
     if model.config.tie_word_embeddings:
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
@@ -327,7 +327,7 @@ def _repack_tied_head(model: Any) -> None:
 
 
 def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> SamplingParams:
-    """The parameters of what follows `start` tokens of a completion."""
+    """The sampling parameters for what follows the first `start` tokens of a completion."""
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -337,8 +337,8 @@ def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> Sam
         stop=list(sampling.stop),
         seed=seed if sampling.temperature > 0 else None,
         logprobs=0,
-        # Text and objects made for every token at every step take an eighth of a small model's sampling time.
-        # Only stop strings need the text on the way; else it is made once, in the end.
+        # Building text and objects for every token at every step takes an eighth of a small model's sampling time.
+        # Only stop strings need the text while sampling; otherwise it is decoded once, at the end.
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
         skip_special_tokens=False,
@@ -347,7 +347,7 @@ def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> Sam
 
 
 def _scores(flat: Any, continuation: Sequence[int]) -> TokenScores:
-    """Two entries a position: the token that is there, and the likeliest."""
+    """Read scores from vLLM's flat list. It has two entries per position: the given token and the most likely."""
     logprobs, token_ids = (values[-2 * len(continuation) :] for values in (flat.logprobs, flat.token_ids))
     assert token_ids[::2] == list(continuation)
     return TokenScores(

@@ -1,11 +1,11 @@
-"""Hidden states → hidden states with the adapters' share, where one adapter or a few serve the batch (CPU).
+"""Hidden states → hidden states plus the adapters' contribution, for batches served by one or a few adapters (CPU).
 
-vLLM's CPU wrapper copies an adapter's matrices once per token and multiplies each token by its own copy. Here the rows
-of one adapter are multiplied at once: one product with A and one with B. vLLM asks its platform which wrapper to build;
-`rollout/vllm/arguments.py` answers with this one.
+vLLM's CPU wrapper copies an adapter's matrices once per token and multiplies each token by its own copy. Here all rows
+of an adapter are multiplied together, by one product with A and one with B. vLLM asks its platform which wrapper to
+build, and `rollout/vllm/arguments.py` makes it return this one.
 
-Nor is a CPU model compiled here: norms and rotations would run as many small steps. vLLM's CPU build has each as one
-kernel, which `KERNELS` selects, with an adapter and without.
+A CPU model is not compiled here, so norms and rotary embeddings would run as many small operations. vLLM's CPU build
+has a kernel for each, which `KERNELS` selects, with and without adapters.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ KERNELS = {
     "ir_op_priority": {"rms_norm": [PROVIDER], "fused_add_rms_norm": [PROVIDER]},
     "compilation_config": {"custom_ops": ["none", "+rotary_embedding"]},
 }
-"""Engine arguments. For float32 alone: in bfloat16 these kernels round at other places than the learner's do."""
+"""Engine arguments, for float32 only: in bfloat16 these kernels round at other places than the learner's do."""
 
 Rows = slice | Tensor
-"""Which rows an adapter serves: consecutive ones, or [N] their numbers."""
+"""The rows that an adapter serves: a slice if they are consecutive, else their indices [N]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """An adapter's share of one layer, without the rows and columns that fill it up to the largest rank."""
+    """An adapter's matrices for one layer, without the padding to the largest rank."""
 
     a: Tensor
-    """[Σ ranks, inputs], the A of each slice below the other: so x is read once, and a product with a single column is
-    slow in bfloat16."""
+    """[Σ ranks, inputs], the A of all slices stacked: x is read only once, and products with a single column, which are
+    slow in bfloat16, are avoided."""
     b: tuple[Tensor, ...]
     """Each [outputs, rank]."""
     rank: int
-    """The rank of each slice; 0 where the adapter leaves the layer alone."""
+    """The rank of each slice; 0 if the adapter does not change the layer."""
 
     @classmethod
     def of(cls, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Matrices:
-        """From what vLLM keeps of one adapter: each A [largest rank, inputs], each B [outputs, largest rank]."""
+        """From vLLM's padded matrices of one adapter: each A [largest rank, inputs], each B [outputs, largest rank]."""
         rank = max(int(part.any(dim=1).nonzero().max()) + 1 if part.any() else 0 for part in a)
         return cls(torch.cat([part[:rank] for part in a]), tuple(part[:, :rank].contiguous() for part in b), rank)
 
 
 @dataclass(slots=True)
 class Slots:
-    """The matrices of the adapters in vLLM's slots, made when a layer first needs them."""
+    """The matrices of the adapters in vLLM's slots, built when a layer first needs them."""
 
     ids: list[int | None] = field(default_factory=list)
-    """vLLM's number of the adapter in each slot. It is never another's."""
+    """vLLM's id of the adapter in each slot. Ids are never reused."""
     _made: dict[tuple[int, int], Matrices] = field(default_factory=dict)
-    """By slot and layer: where the first of its A lies."""
+    """By slot and layer, the latter identified by the address of its first A."""
 
     def fill(self, ids: list[int | None]) -> None:
-        """Forget what was made of adapters that are in their slot no more."""
+        """Drop the matrices of adapters that have left their slot."""
         if ids != self.ids:
             kept = {slot for slot, (now, before) in enumerate(zip(ids, self.ids, strict=False)) if now == before}
             self._made = {key: made for key, made in self._made.items() if key[0] in kept}
@@ -84,7 +84,7 @@ class FewAdaptersWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is una
         self._sampled: list[tuple[int, Rows]] = []
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
-        """Called by vLLM when the batch changes or an adapter comes: the one place that looks at single rows."""
+        """Called by vLLM when the batch changes or an adapter is added: the only place that looks at single rows."""
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         self._slots.fill(lora_index_to_id)
         self._tokens = rows_by_slot(self.token_lora_indices)
@@ -127,7 +127,8 @@ class FewAdaptersWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is una
 def rows_by_slot(indices: Tensor) -> list[tuple[int, Rows]]:
     """The slots of a batch, each with its rows, by vLLM's index of slots: -1 for a row without an adapter.
 
-    One adapter for all has all rows there are: where a prompt is scored, the head has more than vLLM tells of.
+    If one adapter serves all rows it gets every row that exists: when a prompt is scored, the head has more rows than
+    vLLM's index covers.
     """
     slots = indices.unique().tolist()
     if len(slots) == 1 and slots[0] >= 0:
@@ -144,7 +145,7 @@ def rows_by_slot(indices: Tensor) -> list[tuple[int, Rows]]:
 def add_products(y: Tensor, x: Tensor, matrices: Matrices, scale: float, rows: Rows) -> None:
     """y[rows, slice i] ← y[rows, slice i] + scale · x[rows]·aᵢᵀ·bᵢᵀ, in place and in y's precision.
 
-    The slices lie side by side, each as wide as its b has rows.
+    The slices of y are adjacent, each as wide as its b has rows.
     """
     if matrices.rank == 0:
         return
@@ -155,7 +156,7 @@ def add_products(y: Tensor, x: Tensor, matrices: Matrices, scale: float, rows: R
         part, width = shrunk[:, i * matrices.rank : (i + 1) * matrices.rank], expand.shape[0]
         target, columns = served[:, begin : begin + width], expand.T.to(y.dtype)
         if matrices.rank == 1:
-            # An outer product, element by element: in bfloat16 twice as fast as a matrix product of depth one.
+            # An elementwise outer product: in bfloat16 twice as fast as a matrix product with inner dimension 1.
             target.addcmul_(part, columns, value=scale)
         else:
             target.addmm_(part, columns, alpha=scale)
@@ -165,7 +166,7 @@ def add_products(y: Tensor, x: Tensor, matrices: Matrices, scale: float, rows: R
 
 
 def _norm_fits(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    """What the kernel can take; vLLM's own steps take the rest."""
+    """Whether the kernel supports these arguments; vLLM's own implementation handles the rest."""
     return variance_size is None and weight is not None and x.dtype == weight.dtype == torch.float32
 
 
@@ -177,7 +178,7 @@ def _add_norm_fits(
 
 @ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_norm_fits)  # type: ignore[untyped-decorator]
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
-    """x over its root mean square along the last axis, times the weight."""
+    """x divided by its root mean square along the last axis, times the weight."""
     x = x.contiguous()
     y = torch.empty_like(x)
     torch.ops._C.rms_norm(y, x, weight, epsilon)
@@ -188,6 +189,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
 def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The norm of the sum, and the sum, in place of the two."""
+    """The norm of x + x_residual, and that sum; both inputs are overwritten."""
     torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
     return x, x_residual

@@ -1,8 +1,8 @@
-"""vLLM's compile decorator, kept off the models of transformers that others in this process use.
+"""vLLM's compile decorator, kept from affecting transformers' models that others in this process use.
 
-Families without a class in vLLM are served through transformers' own: vLLM decorates that very class, and from then on
-its `__init__` wants vLLM's configuration and its `__call__` goes to what vLLM compiled. The learner in the same process
-uses the class too. Here the decorated methods are vLLM's alone: whoever else makes or calls a model gets plain ones.
+vLLM serves families without a class of its own through transformers' class. It decorates that very class, whose
+`__init__` then needs vLLM's configuration and whose `__call__` runs vLLM's compiled code. The learner in the same
+process uses the class too. Here only vLLM's instances get the decorated methods, and all others the plain ones.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from vllm.compilation import decorators
 from vllm.config import get_current_vllm_config_or_none
 
 MARK = "do_not_compile"
-"""What the decorated `__init__` leaves in an instance."""
+"""Attribute that the decorated `__init__` sets on an instance."""
 
 
 def decorate_for_vllm_alone(decorate: Callable[..., type]) -> Callable[..., type]:
-    """vLLM's decorator of classes, made to tell its own instances of a class of transformers from others'."""
+    """Wrap vLLM's class decorator so that it applies only to instances that vLLM creates."""
 
     @functools.wraps(decorate)
     def decorated(cls: Any, *args: Any, **kwargs: Any) -> type:
@@ -31,7 +31,7 @@ def decorate_for_vllm_alone(decorate: Callable[..., type]) -> Callable[..., type
 
         @functools.wraps(plain_init)
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            # An engine makes its model where its configuration is the current one.
+            # vLLM sets its current configuration while an engine creates its model.
             theirs = get_current_vllm_config_or_none() is not None
             (vllm_init if theirs else plain_init)(self, *args, **kwargs)
 
@@ -45,5 +45,5 @@ def decorate_for_vllm_alone(decorate: Callable[..., type]) -> Callable[..., type
 
 
 def leave_transformers_alone() -> None:
-    """To be called once, before the first engine is made."""
+    """Install the wrapped decorator; call once, before the first engine is created."""
     decorators._support_torch_compile = decorate_for_vllm_alone(decorators._support_torch_compile)

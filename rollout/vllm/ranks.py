@@ -1,5 +1,5 @@
-"""How many tokens were likelier than the one that was sampled: vLLM counts it beside every log-probability, and nobody
-here reads it. On a CPU the count is compiled at an engine's first token, which takes seconds, and a C++ compiler."""
+"""Turns off the rank of each sampled token, which vLLM computes with every log-probability and nobody here reads. On a
+CPU that code is compiled at an engine's first token, which takes seconds and needs a C++ compiler."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vllm.v1.sample import sampler
 
 
 def uncounted(logprobs: Tensor, sampled: Tensor) -> Tensor:
-    """[N, V] log-probabilities and [N, 1] those of the sampled tokens → [N] zeros in the place of ranks."""
+    """[N, V] log-probabilities and [N, 1] those of the sampled tokens → [N] zeros instead of ranks."""
     return torch.zeros(len(logprobs), dtype=torch.int64, device=logprobs.device)
 
 
 def leave_ranks_out() -> None:
-    """To be called once, before the first engine is made."""
+    """Replace vLLM's function; call once, before the first engine is created."""
     if current_platform.is_cpu():
         sampler.batched_count_greater_than = uncounted

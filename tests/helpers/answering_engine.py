@@ -1,4 +1,4 @@
-"""An engine that costs nothing: it answers rightly in the first completion of each group and wrongly in the others."""
+"""A fake engine whose first completion of each group is right and whose others are wrong."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.streaming_engine import Streaming
 
 TOKENS = 8
-# For a run that has it: the probabilities are made up.
+# Overrides for runs with this engine, whose log-probabilities are made up.
 UNCHECKED = ("rollout.max_kl=1e9", "rollout.max_logprob_gap=1e9")
 
 
 @dataclass
 class AnsweringEngine(Streaming):
-    """Tokens follow from seed and version: a new version answers otherwise, as the canary asks."""
+    """Tokens are a function of seed and version. A new version answers differently, as the canary requires."""
 
     settings: EngineSettings
     pause_s: float = 0.0
-    """How long it takes to answer, or to load an adapter."""
+    """Time to answer, or to load an adapter."""
     _loaded: set[str] = field(default_factory=set)
 
     def generate(
@@ -66,10 +66,10 @@ class AnsweringEngine(Streaming):
 
 
 def unhurried(settings: EngineSettings) -> AnsweringEngine:
-    """One that can be met at work."""
+    """An engine slow enough that a test can catch it at work."""
     return AnsweringEngine(settings, pause_s=1.0)
 
 
 def brisk(settings: EngineSettings) -> AnsweringEngine:
-    """One that is sometimes met at work, in a run of many steps."""
+    """An engine that a test sometimes catches at work, in a run of many steps."""
     return AnsweringEngine(settings, pause_s=0.1)

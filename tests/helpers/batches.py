@@ -1,4 +1,4 @@
-"""Small things that several tests make alike."""
+"""Small objects that several tests need."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.updates import training_samples
 from rollout.types import RolloutGroup
 
-# Limits of the sampler's gap for tests whose matter it is not.
+# Limits on the sampler gap for tests that are not about it.
 LOOSE = GapLimits(kl=1e9, logprob=1e9)
 
 
 def alternating(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-    """Every completion, good and bad by turns, with a small weight."""
+    """Training samples of every completion, with small advantages of alternating sign."""
     signs = itertools.cycle((-1.0, 1.0))
     return [
         sample

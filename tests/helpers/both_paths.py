@@ -1,4 +1,4 @@
-"""Answers → those whose verdict the fast path of the judge changes."""
+"""Answers → those on which the judge's fast path changes the verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.judge import same_answer
 
 
 def changed_by_short_cuts(pairs: Iterable[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The (answer, reference) pairs that are judged otherwise when everything is read and compared."""
+    """The (answer, reference) pairs whose verdict differs when everything is parsed and compared."""
     told = [(pair, same_answer(*pair)[0]) for pair in pairs]
     monkeypatch.setattr(judge, "_short_cut", lambda expected, given: None)
     judge._remembered.cache_clear()

@@ -1,4 +1,4 @@
-"""One prompt, completion, verdict or group, with what a test says of it and plain values for the rest."""
+"""Builders of a prompt, completion, verdict or group: a test gives the values it cares about, the rest are defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prompt(
     answer: str = "2",
     tokens: Sequence[int] = (),
 ) -> Prompt:
-    """A prompt, whose problem reads as it does unless told otherwise, and is known by its text."""
+    """A prompt. By default its text is also its problem's text and id."""
     asked = text if problem is None else problem
     return Prompt(
         problem=Problem(id=asked if id is None else id, text=asked, answer=answer), text=text, token_ids=tuple(tokens)
@@ -35,7 +35,7 @@ def completion(
     finish_reason: FinishReason = "stop",
     adapter: str = "policy-v000000",
 ) -> Completion:
-    """A completion of so many tokens, each as likely as the other."""
+    """A completion of `tokens` tokens with equal log-probabilities."""
     return Completion(
         text=text,
         token_ids=tuple(range(tokens)),
@@ -53,7 +53,7 @@ def result(
     terms: Mapping[str, float] | None = None,
     scored: bool = True,
 ) -> GradeResult:
-    """A verdict, worth 1 where it is correct and 0 else, unless told otherwise."""
+    """A grading result. By default the reward is 1 for a correct verdict and 0 otherwise."""
     worth = float(verdict is Verdict.CORRECT) if reward is None else reward
     return GradeResult(verdict=verdict, reward=worth, extracted=extracted, terms=dict(terms or {}), scored=scored)
 
@@ -78,6 +78,6 @@ def sample(
 
 
 def outcome(name: str, *samples: Sample, level: str = "", adapter: str = "base", sampling_s: float = 0.0) -> Outcome:
-    """The outcome of the problem of that name, whose answer is 1."""
+    """The outcome of a problem of this name, whose answer is 1."""
     problem = Problem(id=name, text=name, answer="1", level=level, subject="s")
     return Outcome(problem=problem, adapter=adapter, samples=samples, sampling_s=sampling_s)

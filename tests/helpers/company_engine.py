@@ -1,4 +1,4 @@
-"""An engine that costs nothing and takes further work while it samples: a batch is there after some tokens."""
+"""A fake engine that accepts further work while it samples and finishes each batch after a few tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LONGEST = 5
 
 @dataclass
 class StreamingAnswers(AnsweringEngine):
-    """What it answers follows from prompt, seed and version as the run calls it, whoever else is there; how many tokens
-    that takes, from seed and run."""
+    """Answers are a function of prompt, seed and the run's version, whatever else is in flight. The number of tokens
+    until a batch is done depends on seed and run."""
 
     log: list[tuple[str, str]] = field(default_factory=list)
-    """(run, first seed) of every batch, as they were begun."""
+    """(run, first seed) of every batch, in the order they began."""
     largest: int = 0
-    """Batches at once, at the most."""
+    """Largest number of batches in flight."""
     asleep: bool = False
     _pending: list[tuple[int, InFlight, list[RolloutGroup]]] = field(default_factory=list)
     _advanced: int = 0
 
     def at_advance(self, count: int) -> None:
-        """Called with the count of tokens made so far: for tests to put something in its place."""
+        """Called with the number of tokens sampled so far, for tests to override."""
 
     def begin(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]

@@ -1,4 +1,4 @@
-"""Outcomes of made-up stages, and figures of their lines."""
+"""Made-up stage outcomes and measurements of the GPU contact benchmark."""
 
 from __future__ import annotations
 

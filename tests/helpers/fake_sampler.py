@@ -1,4 +1,4 @@
-"""A sampler that samples nothing and says what it was asked for."""
+"""A sampler with scripted completions that records what was requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, RolloutGroup
 from rollout.work_items import PromptBatch
 
-MAX_TOKENS = 72  # of the quickstart
+MAX_TOKENS = 72  # the quickstart's
 
 RIGHT, WRONG = (
     GradeResult(verdict=verdict, reward=reward, extracted="", terms={})
@@ -27,16 +27,16 @@ def ref(version: int) -> AdapterRef:
 
 @dataclass
 class FakeSampler:
-    """A sampler that is its own queue. It samples when it is asked; problems whose number is in `dull` have no
+    """A sampler and its queue in one. It answers immediately; groups of problems whose number is in `dull` give no
     signal."""
 
     dull: set[int] = field(default_factory=set)
     lengths: tuple[int, int] = (1, 1)
-    """Tokens of a group's two completions."""
+    """Token counts of a group's two completions."""
     asked: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
     """(adapter, problems, seeds) of every request."""
     begun: list[tuple[str, str, int]] = field(default_factory=list)
-    """(adapter, first problem, most tokens) of every request, and of every one to go on."""
+    """(adapter, first problem, token limit) of every request, including those to continue."""
 
     @property
     def queue(self) -> FakeSampler:

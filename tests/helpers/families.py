@@ -1,4 +1,4 @@
-"""Tiny random models of every family of text models that transformers has and vLLM serves."""
+"""Tiny random models of every text model family that transformers implements and vLLM serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rollout.models import EMBEDDED_DIR
 
 VOCABULARY = 96
-# What makes a model small, wherever its configuration has a number of that name.
+# Values that make a model small, used wherever a configuration has a number of that name.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim"), 64),
@@ -42,9 +42,9 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
-# Of these also where the family's own default is none.
+# Names in SMALL that are set even if the family's default is None.
 UNSTATED = ("head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok", "n_shared_experts")
-# What a family needs besides.
+# Additional values that a family needs.
 _LATENT = {"num_key_value_heads": 2}
 ODD: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT),
@@ -69,7 +69,7 @@ ODD: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "mamba_headdim": 32, "attention_hidden_size": 128},
 }
-# Set wherever a configuration has them, so that what they do is seen.
+# Values that are set wherever a configuration has them, so that their effect shows.
 TELLING: dict[str, Any] = {
     "logit_scale": 0.5,
     "logits_scaling": 4.0,
@@ -83,7 +83,7 @@ TELLING: dict[str, Any] = {
 }
 
 
-# The part of a wrapper that sees, and the tokens that stand for pictures.
+# Values for the vision part of a multimodal wrapper, and the token ids of image placeholders.
 SEEING: dict[str, Any] = {
     **dict.fromkeys(("num_hidden_layers", "depth"), 1),
     **dict.fromkeys(("out_hidden_size", "projector_input_dim", "projector_output_dim", "vision_output_dim"), 64),
@@ -106,8 +106,8 @@ PLACEHOLDERS: dict[str, Any] = {
 
 
 def families() -> list[str]:
-    """Model types of transformers' causal language models that vLLM has a class for, or serves through its
-    Transformers backend."""
+    """Model types of transformers' causal language models that vLLM implements or serves through its Transformers
+    backend."""
     from vllm import ModelRegistry
 
     native = ModelRegistry.get_supported_archs()
@@ -120,20 +120,20 @@ def families() -> list[str]:
 
 
 def is_text(kind: str) -> bool:
-    """Whether the configuration describes one model of text: wrappers have parts, and drafters no vocabulary."""
+    """Whether the configuration describes a single text model: wrappers have parts, and drafters no vocabulary."""
     config = AutoConfig.for_model(kind)
     parts = any(isinstance(getattr(config, name, None), PreTrainedConfig) for name in ("text_config", "vision_config"))
     return hasattr(config, "vocab_size") and not parts
 
 
 def tiny_config(kind: str) -> Any:
-    """The family's configuration in small; transformers fills in the lists that follow from the sizes."""
+    """A small configuration of the family; transformers fills in lists that follow from the sizes."""
     chosen = _fitting(AutoConfig.for_model(kind), {**SMALL, **TELLING})
     return AutoConfig.for_model(kind, **{**chosen, **ODD.get(kind, {})})
 
 
 def _fitting(config: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Those that the configuration has a place for."""
+    """The values whose names the configuration has."""
     names = config.to_dict()
     return {
         name: value
@@ -143,7 +143,7 @@ def _fitting(config: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_wrapper(kind: str) -> Any:
-    """A language model beside one that sees, random."""
+    """A tiny multimodal wrapper with a language model and a vision model, random weights."""
     config = AutoConfig.for_model(kind)
     text = _fitting(config.text_config, SMALL)
     vision = _fitting(config.vision_config, {**SMALL, **SEEING}) if config.vision_config else None
@@ -153,7 +153,7 @@ def tiny_wrapper(kind: str) -> Any:
 
 
 def tiny_model(kind: str) -> Any:
-    """Random weights, float32, with a bias of the output embedding where the family has one."""
+    """A tiny model with random float32 weights, including a bias of the output head if the family has one."""
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(tiny_config(kind)).parameters())
     assert size < 3_000_000, f"{kind} is not tiny: {size:,} parameters"
@@ -166,6 +166,6 @@ def tiny_model(kind: str) -> Any:
 
 
 def write_tiny(kind: str, directory: Path) -> None:
-    """A checkpoint that a run can name: a tiny model with the embedded one's tokenizer."""
+    """Write a checkpoint that a run can use: a tiny model with the embedded model's tokenizer."""
     tiny_model(kind).save_pretrained(directory)
     AutoTokenizer.from_pretrained(EMBEDDED_DIR).save_pretrained(directory)

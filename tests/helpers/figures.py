@@ -1,4 +1,4 @@
-"""What a figure must be to be read in a paper, whatever it shows."""
+"""Checks that a figure, whatever it shows, is legible in a paper."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SMALLEST_POINTS = 7
 
 
 def assert_reads_in_a_paper(figure: Figure) -> None:
-    """A column or a page wide; letters large enough, on the page, not on one another; the legend outside the data; and
-    its lines told apart without colour."""
+    """The figure is a column or a page wide; text is large enough, on the page and not overlapping; the legend is
+    outside the data; lines can be told apart without colour."""
     draw(figure)
     assert figure.get_figwidth() in (COLUMN, PAGE)
     page = figure.bbox.padded(1)
@@ -40,7 +40,7 @@ def assert_reads_in_a_paper(figure: Figure) -> None:
 
 
 def draw(figure: Figure) -> None:
-    """Lay it out, as saving it would."""
+    """Lay out the figure, as saving it would."""
     FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of forgetting share: adapters with their twins in PEFT, prompts, and a local task."""
+"""Shared by the tests of forgetting: adapters with their PEFT counterparts, prompts, and a local task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rollout.types import AdapterRef, Prompt
 from tests.helpers.builders import prompt
 
 NAMES = itertools.count()
-# In the embedded model's alphabet. The last two hold a wrong answer for right, and one that is right both ways.
+# In the embedded model's alphabet. Of the last two, one marks a wrong answer as right, and one has two right answers.
 SUMS: list[dict[str, Any]] = [
     {"sum": "3+4", "options": [r"\boxed{7}", r"\boxed{9}"], "right": 0},
     {"sum": "9-4", "options": [r"\boxed{12}", r"\boxed{5}"], "right": 1},
@@ -31,7 +31,7 @@ SUMS: list[dict[str, Any]] = [
 
 
 def write_task(directory: Path, name: str = "sums", **changed: Any) -> None:
-    """A task of lm-evaluation-harness over SUMS. YAML takes JSON as it is."""
+    """Write a task of lm-evaluation-harness over SUMS, as JSON, which is valid YAML."""
     directory.mkdir(exist_ok=True)
     rows = directory / "sums.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in SUMS))
@@ -58,17 +58,17 @@ def prompts_of(tokenizer: Any, texts: Sequence[str]) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Policies:
-    """The embedded model as transformers and PEFT compute it, and two published adapters of rank 2, loaded."""
+    """The embedded model in transformers and PEFT, and two published adapters of rank 2, loaded into the engine."""
 
     base: Any
     moved: Any
     moved_ref: AdapterRef
-    """A random B in attention, feed-forward and output head."""
+    """An adapter with random B in attention, feed-forward and output head."""
     still_ref: AdapterRef
-    """B = 0."""
+    """An adapter with B = 0."""
 
     def logprobs(self, ref: AdapterRef | None, ids: Sequence[int]) -> torch.Tensor:
-        """[T, V] nats: of every token after each of `ids`."""
+        """[T, V] log-probabilities, in nats, of every token after each of `ids`."""
         model = self.moved if ref == self.moved_ref else self.base
         with torch.no_grad():
             logits: torch.Tensor = model(torch.tensor([list(ids)])).logits[0].double()

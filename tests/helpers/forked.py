@@ -1,4 +1,4 @@
-"""The training command in a fork of a process that has its libraries loaded: their import takes ten seconds."""
+"""The training command in a fork of a process with the libraries already imported, which takes ten seconds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def become(
     output: Path,
     prepare: Callable[[], None],
 ) -> None:
-    """In the fork."""
+    """Run in the fork: turn it into the training command."""
     os.chdir(directory)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)  # of a learner in the process of the tests
+        os.environ.pop(name, None)  # set by a learner in the tests' process
     os.environ.update(environment)
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -43,9 +43,9 @@ def train(
     timeout_s: float = 300,
     prepare: Callable[[], None] = as_it_is,
 ) -> tuple[int, str]:
-    """Exit code and output of `python -m rl_engine.train --config quickstart.yaml …` in this directory.
+    """Run `python -m rl_engine.train --config quickstart.yaml …` in a directory; returns exit code and output.
 
-    `prepare` is called in the fork, before anything else: a change to the program that is tried.
+    `prepare` is called first in the fork, to patch the program under test.
     """
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "output.txt"

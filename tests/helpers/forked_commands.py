@@ -1,4 +1,4 @@
-"""What `rl_engine.api` starts, in a fork that has the libraries loaded: `start` for the one in `process`."""
+"""Commands of `rl_engine.api` in a fork with the libraries already imported: `start` replaces the one in `process`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def become(directory: Path, module: str, arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:
-    """In the fork."""
+    """Run in the fork: turn it into the command."""
     import importlib
 
     os.setsid()
     os.chdir(directory)
     os.environ.update(variables)
     for name in LAUNCHED:
-        os.environ.pop(name, None)  # of a learner in the process of the tests
+        os.environ.pop(name, None)  # set by a learner in the tests' process
     sys.path[:0] = [str(directory), *variables["PYTHONPATH"].split(os.pathsep)]
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -33,7 +33,7 @@ def become(directory: Path, module: str, arguments: Sequence[str], variables: di
 
 
 class Forked:
-    """The part of `subprocess.Popen` that is used."""
+    """The part of `subprocess.Popen`'s interface that is used."""
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process

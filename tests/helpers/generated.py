@@ -1,4 +1,4 @@
-"""What the tests of generated tasks share."""
+"""Shared by the tests of generated tasks."""
 
 from __future__ import annotations
 

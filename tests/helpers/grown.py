@@ -1,4 +1,4 @@
-"""A model whose tokenizer has grown and whose embedding has not."""
+"""A model with a token in its tokenizer that its embedding lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAID = "grown: its tokenizer writes '<|im_start|>' as token 21, and the model ha
 
 
 def write_grown(directory: Path) -> Path:
-    """The embedded model with a token in its chat template that was added to its tokenizer alone."""
+    """The embedded model with a chat template that uses a token added to the tokenizer only."""
     shutil.copytree(EMBEDDED_DIR, directory / "grown")
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})

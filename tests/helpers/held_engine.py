@@ -1,10 +1,10 @@
-"""A run whose engine costs nothing, until it is asked for one thing, which takes it a minute. Then something happens.
+"""A run on a fake engine that hangs for a minute at one chosen point, where something happens to the run.
 
-`HELD_AT` says what that is: `0/3/` begins the seeds of step 3 and `eval/` those of an evaluation, `learning` is an
-update, `starting` the engine's start. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with
-`fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`. `HELD_IN` says
-`workers` where the engine is theirs. With `HELD_QUEUE` it is asked as an engine on a GPU is: what takes a minute then
-is many turns of nothing.
+`HELD_AT` selects the point: a prefix of the seeds (`0/3/` for step 3, `eval/` for an evaluation), `learning` for an
+update, or `starting` for the engine's start. `HELD_BUT` is how often that point passes normally first. `HELD_DO` is
+what happens: `fail` raises an error; without it every process that wrote its pid into `HELD_PLACE` is asked to stop.
+`HELD_IN=workers` puts the engine into the workers. With `HELD_QUEUE` the engine is driven like one on a GPU, and the
+minute is many turns that sample nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def act() -> None:
 
 
 def prepare() -> None:
-    """To be called in the fork that becomes the command."""
+    """Call this in the fork that becomes the command."""
     import rl_engine.sampling.placement
     import rollout.vllm.engine
     from rl_engine.learner.learner import Learner

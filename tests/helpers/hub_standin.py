@@ -1,7 +1,7 @@
-"""The part of the hub's HTTP interface that a push and a download use, on loopback, in memory.
+"""The part of the hub's HTTP interface that pushes and downloads use, in memory, on the loopback interface.
 
-huggingface_hub talks to it as to the hub, over plain LFS: Xet, which it prefers, is switched off where this is used
-(`HF_HUB_DISABLE_XET`). Files count as large when they are binary. Faults are queued by kind of request and used up.
+huggingface_hub uses it like the hub, over plain LFS: tests disable Xet, which it would prefer (`HF_HUB_DISABLE_XET`).
+Binary files count as large. Faults are queued by kind of request, and each happens once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What the hub holds, and what was asked of it."""
+    """The hub's contents, and the requests it received."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -69,9 +69,9 @@ class Hub:
     puts: Counter[str] = field(default_factory=Counter)
     """Complete uploads of large files, by sha256."""
     requests: list[str] = field(default_factory=list)
-    """Kinds of request, in order; what the stand-in does not know is answered with 404 and left out."""
+    """Kinds of the requests, in order; unknown requests are answered with 404 and not listed."""
     faults: defaultdict[str, deque[str]] = field(default_factory=lambda: defaultdict(deque))
-    """By kind: a status such as `503`, `drop` (half the body is read), `lose` (done, but not answered), `hang`."""
+    """By kind: a status such as `503`, `drop` (reads half of the body), `lose` (acts but never answers), `hang`."""
     token_sent_to_storage: bool = False
     hanging: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -89,11 +89,11 @@ class Refused(Exception):
 
 
 class Dropped(Exception):
-    """The connection ends here."""
+    """Raised to drop the connection."""
 
 
 def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Make it this process's hub, with an empty cache and a user who is logged in."""
+    """Make it the hub of this process, with an empty cache and a logged-in user."""
     for name, value in {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -102,7 +102,7 @@ def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         "HF_TOKEN_PATH": str(home / "token"),
     }.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
-    # Functions such as `file_exists` are those of an object made at import.
+    # Functions such as `file_exists` are bound to an object created at import.
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_HEAD = do_GET
 
     def handle_one(self) -> None:
-        """Route, inject what was asked for, answer."""
+        """Route the request, inject a queued fault, answer."""
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         kind, act = self.route(parts)
         with self.hub.lock:
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             if fault == "hang":
                 self.hub.hanging.set()
-                self.rfile.read(length)  # ends when the other side is gone
+                self.rfile.read(length)  # returns when the client has closed the connection
             raise Dropped
         assert "Transfer-Encoding" not in self.headers
         return self.rfile.read(length)
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def route(self, parts: list[str]) -> tuple[str, Callable[[bytes], Any]]:
-        """(kind of request, what answers it)."""
+        """(kind of request, function that answers it)."""
         match self.command, parts:
             case "POST", ["api", "repos", "create"]:
                 return "create", self.create

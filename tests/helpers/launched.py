@@ -1,4 +1,4 @@
-"""A program of two ranks, on CPUs."""
+"""Runs a program on two CPU ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def launched(directory: Path, program: str) -> subprocess.CompletedProcess[str]:
-    """What torchrun and its two processes said, and its exit code."""
+    """Run a program under torchrun with two processes. Returns their output and the exit code."""
     (directory / "program.py").write_text(program)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(

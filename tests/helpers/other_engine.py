@@ -1,4 +1,4 @@
-"""An engine of another model, in a process of its own: closing one here would end the session's too."""
+"""An engine of another model in its own process: closing one in this process would also end the session's engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.forked import CONTEXT
 
 
 def sample(model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig], answer: Connection) -> None:
-    """In the fork."""
+    """Run in the fork: sample and send the groups back."""
     from rollout.engine import EngineSettings
     from rollout.vllm.engine import VllmEngine
 
@@ -29,7 +29,7 @@ def sample(model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingC
 def sampled_elsewhere(
     model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig]
 ) -> list[list[RolloutGroup]]:
-    """What an engine of the base model in `model` makes of the prompts, under each of the settings."""
+    """The groups that an engine of the base model in `model` samples for the prompts, under each of the settings."""
     here, there = CONTEXT.Pipe()
     process = CONTEXT.Process(target=sample, args=(model, prompts, samplings, there))
     process.start()

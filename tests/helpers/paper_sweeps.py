@@ -1,4 +1,4 @@
-"""Sweeps with made-up results whose truth is known."""
+"""Sweeps with made-up results, for which the right conclusions are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.sweep_runs import result_of_cell
 
 
 def made_up(config: SweepConfig, score: Callable[[str, float, int], float | None]) -> dict[str, Result]:
-    """Results of every cell that comes due, with scores by arm, axis value and seed; None for a failure."""
+    """Results of every cell as it comes due, from a score by arm, axis value and seed; a score of None is a failure."""
     found: dict[str, Result] = {}
     while due := due_cells(config, found):
         for cell in due:
@@ -52,5 +52,6 @@ def paper_sweep(output: Path, **values: Any) -> SweepConfig:
 
 
 def parabola(arm: str, rate: float, seed: int) -> float:
-    """Best 0.92 at the arm's rate; seeds differ by 0.01, the same in all arms; the seed that chooses is lucky."""
+    """A score of 0.92 at the arm's best rate. Seeds add the same offsets in all arms: ±0.01, and 0.05 for seed 0, which
+    selects the rate."""
     return 0.92 - 0.1 * (math.log10(rate) - RATES[arm]) ** 2 + {0: 0.05, 1: -0.01, 2: 0.0, 3: 0.01}[seed]

@@ -1,4 +1,4 @@
-"""Adapters as PEFT writes them."""
+"""Adapters in PEFT's format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 
 def write_peft(directory: Path, *, layers: int = 4, hidden: int = 192, **settings: Any) -> None:
-    """An adapter of the embedded model's shape, as PEFT writes one."""
+    """Write an adapter of the embedded model's shape in PEFT's format."""
     tensors = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{matrix}.weight": torch.zeros(shape)
         for layer in range(layers)

@@ -1,4 +1,4 @@
-"""Forecasts of a run of Qwen3-8B, from its shape."""
+"""Forecasts for a run of Qwen3-8B, from its shape."""
 
 from __future__ import annotations
 

@@ -48,6 +48,6 @@ def pieces(work: StepWork, prompts_per_piece: int = 2) -> list[float]:
 
 
 def learner_s(work: StepWork, *, stale: bool) -> float:
-    """Grading and learning."""
+    """Seconds of grading and learning."""
     completions = PROBLEMS * SAMPLES
     return completions * 0.01 + work.learned_tokens * 0.002 + stale * work.tokens * 0.0005

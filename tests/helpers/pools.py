@@ -1,4 +1,4 @@
-"""What tests of the pool share: its settings, a scripted engine's, and Ray's processes."""
+"""Shared by the tests of the pool: its settings, a scripted engine's settings, and Ray's processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seeds(prompts: list[Prompt]) -> list[str]:
 
 
 def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[RolloutGroup]:
-    """What one engine gives that nothing befalls."""
+    """The groups that a single engine without faults returns."""
     engine = ScriptedEngine(scripted(Path("/nowhere")))
     return [
         RolloutGroup(prompt=prompt, completions=engine.complete(seed, SAMPLING.n, adapter.key if adapter else "base"))
@@ -60,7 +60,7 @@ def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[R
 
 
 def log_of(directory: Path) -> list[tuple[int, str, list[str]]]:
-    """(process, adapter, prompts) of each item that was begun."""
+    """(pid, adapter, prompts) of each work item that was started."""
     lines = [line.split() for line in (directory / "log").read_text().splitlines()]
     return [(int(pid), key, ids) for pid, key, *ids in lines]
 

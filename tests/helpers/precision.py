@@ -1,9 +1,9 @@
-"""How far apart two float32 computations of one number may be, whatever processor they ran on.
+"""How far two float32 computations of the same number may differ, on any processor.
 
-Kernels differ in the order in which they add and in whether a product is rounded before it is added. Each addition
-rounds its partial sum by a factor of at most 1 + 2⁻²⁴ (u, half a unit in the last place); the errors have either sign,
-so those of n additions grow as √n (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 2.8).
-Tolerances are stated as that: a number of additions, relative to the size of what was added.
+Kernels differ in the order of additions and in whether a product is rounded before it is added. Each addition rounds
+its partial sum by a factor of at most 1 + 2⁻²⁴ (u, half a unit in the last place). The errors have random signs, so
+those of n additions grow as √n (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 2.8). Tolerances
+are therefore stated as a number of additions, relative to the size of the terms.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ FLOAT32_UNIT = 2.0**-24
 
 
 def float32_error(additions: float) -> float:
-    """Relative difference that so many float32 additions can make."""
+    """The relative difference that this many float32 additions can cause."""
     return FLOAT32_UNIT * math.sqrt(additions)
 
 
-# A logit of the embedded model ends a chain of 4 layers of 7 matrices, each sum of up to 512 terms, and a softmax over
-# the vocabulary: some 30 sums of 512 terms. What is added has the size of the logits, about 10.
+# A log-probability of the embedded model comes from 4 layers of 7 matrix products, each a sum of up to 512 terms, and a
+# softmax over the vocabulary: some 30 sums of 512 terms. The terms have the size of the logits, about 10.
 LOGPROB_NATS = 10 * float32_error(30 * 512)
-"""7e-5: nats that a token's log-probability under the embedded model may differ by. A token that sees what it must not,
-or a weight of 16 bits where 32 belong, makes a hundred times that."""
+"""7e-5 nats: tolerance for a token's log-probability under the embedded model. A token that attends to what it must
+not, or a 16-bit weight instead of a 32-bit one, causes a hundred times as much."""
 
 LOGPROB_SQUARED = LOGPROB_NATS**2
-"""5e-9: what the same differences leave of a KL in its k3 form, which is their square to first order."""
+"""5e-9: tolerance for a KL in its k3 form, which is the square of such differences to leading order."""
 
 
 def assert_same_sums(found: Tensor, expected: Tensor, additions: int) -> None:
-    """Float32 sums of few terms: each addition rounds by one unit of the largest value at worst."""
+    """Compare float32 sums of few terms: each addition rounds by at most one unit of the largest value."""
     torch.testing.assert_close(
         found, expected, rtol=0, atol=additions * FLOAT32_UNIT * expected.detach().abs().max().item()
     )
 
 
 def assert_same_adam_steps(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rate: float) -> None:
-    """Weights after the same few Adam steps at that rate.
+    """Compare weights after the same few Adam steps at this rate.
 
-    Adam moves an entry by about the rate whatever its gradient's size, so an entry whose gradient is nothing but
-    rounding may go either way: entries are compared in the mean. One sample too few turns every tenth entry or so.
+    Adam moves an entry by about the rate whatever the size of its gradient, so an entry whose gradient is pure rounding
+    error may move either way. Entries are therefore compared in the mean; a missing sample flips about every tenth one.
     """
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -1,4 +1,4 @@
-"""Releases of a tiny run, and what their cards say."""
+"""Releases of a tiny run and the contents of their cards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def release(
 
 
 def configure(run: Path, *overrides: str) -> Config:
-    """Replace the run's configuration by another."""
+    """Replace the run's configuration."""
     config = load_config(str(run / "config.yaml"), overrides)
     (run / "config.yaml").write_text(config.to_yaml())
     return config
@@ -50,7 +50,7 @@ def table(folder: Path) -> str:
 
 
 def rename_base(run: Path, name: str, loaded: str) -> None:
-    """Publish the last version as if its base model had been another."""
+    """Publish the last version again as if it had another base model."""
     directory = run / "adapters/v000003"
     facts = {key: value for key, value in read_manifest(directory).items() if key not in ("files", "format")}
     peft_config = json.loads((directory / "adapter_config.json").read_text())
@@ -63,7 +63,7 @@ def snippets(text: str) -> list[str]:
 
 
 def published(run: Path, *arguments: str) -> list[str]:
-    """The code on the card of the pushed release."""
+    """Push a release and return the code blocks on its card."""
     command = ["--adapter", str(run / "adapters/latest"), "--repo", REPO, *arguments]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""Runs with completions to be shown, and what a page holds of them."""
+"""Runs with completions to show, and the data embedded in a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMES = {"time/step_s": 2.0, "time/learn_s": 1.5, "throughput/tokens_per_s": 50.
 
 
 def sampled(run: Path, steps: list[list[str]], text: str = "4") -> None:
-    """A run whose steps sampled these problems, two completions each."""
+    """Record a run whose steps sampled these problems, with two completions each."""
     records = start_run(run)
     for step, problems in enumerate(steps, start=1):
         record_step(records, step, {key: [(text, Verdict.CORRECT), WRONG] for key in problems}, TIMES)
@@ -30,7 +30,7 @@ def chosen(shown: ShownCompletions) -> list[tuple[int, str]]:
 
 
 def embedded_data(page: str) -> Any:
-    """What the page's scripts parse."""
+    """The data that the page's scripts parse."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])

@@ -1,4 +1,4 @@
-"""Run directories in an instant, by the writers of a real run, for what reads them."""
+"""Run directories, written instantly by the code that writes those of real runs, for tests of code that reads them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Texts = Mapping[str, Sequence[tuple[str, Verdict]]]
 
 
 def group_of(problem_id: str, answers: Sequence[tuple[str, Verdict]], version: int) -> GradedGroup:
-    """A token for each character of an answer, whose last one is what it states."""
+    """A graded group with one token per character of an answer, whose last character is the extracted answer."""
     question = f"What is {problem_id}?"
     return graded_group(
         prompt(f"Q: {question}\n", id=problem_id, problem=question, answer="4", tokens=(1, 2, 3)),
@@ -45,7 +45,7 @@ def group_of(problem_id: str, answers: Sequence[tuple[str, Verdict]], version: i
 
 
 def start_run(run: Path, *overrides: str) -> Records:
-    """A run's directory before its first step."""
+    """Create a run's directory as it is before the first step."""
     settings = (f"output_dir={run}", "log.tensorboard=false", *overrides)
     records = Records(run, settle_precision(load_config("quickstart.yaml", settings), "cpu"))
     records.open(-1)
@@ -53,14 +53,14 @@ def start_run(run: Path, *overrides: str) -> Records:
 
 
 def record_step(records: Records, step: int, texts: Texts, metrics: Mapping[str, float]) -> None:
-    """The rollouts and the line of one step, after which version `step` samples."""
+    """Record the rollouts and the metrics of one step, after which version `step` samples."""
     groups = [group_of(problem_id, answers, step - 1) for problem_id, answers in texts.items()]
     records.rollouts(step, groups, [[0.5] * len(group.results) for group in groups])
     records.metrics({"step": step, "adapter/version": step, **metrics})
 
 
 def publish(run: Path, version: int) -> None:
-    """A version of weights that nobody reads."""
+    """Publish a version with dummy weights."""
 
     def write(directory: Path) -> None:
         (directory / "weights").write_text(str(version))
@@ -70,7 +70,7 @@ def publish(run: Path, version: int) -> None:
 
 
 def evaluated(run: Path, suite: str, version: int, avg: float) -> dict[str, float]:
-    """A report in evals/ with no more than every version of the format has, and the metrics of its step."""
+    """Write a report to evals/ with only what every version of the format has. Returns the metrics of its step."""
     report = {
         "suite": suite,
         "suite_version": 1,
@@ -90,14 +90,14 @@ def evaluated(run: Path, suite: str, version: int, avg: float) -> dict[str, floa
 
 
 def answered(run: Path, suite: str, version: int, texts: Texts) -> None:
-    """The answers of an evaluation, kept as a run keeps them."""
+    """Write the answers of an evaluation as a run does."""
     groups = [group_of(problem_id, answers, version) for problem_id, answers in texts.items()]
     outcomes = [outcome_of(group.rollout, group.results) for group in groups]
     keep_answers(run / "evals", suite, f"policy-v{version:06d}", outcomes)
 
 
 def trained_run(run: Path, *overrides: str) -> LoraPolicy:
-    """The run of an adapter of the embedded model: two versions, their reports, a few metrics.
+    """Write a run that trained an adapter of the embedded model: two versions, their reports, a few metrics.
 
     Returns the model of its last version, whose update is far from zero.
     """

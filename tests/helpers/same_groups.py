@@ -1,4 +1,4 @@
-"""Groups that were sampled in other company: the same, but for what rounding may change."""
+"""Compares groups that were sampled in different batches: they are equal except for rounding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from rollout.types import Completion, RolloutGroup
 
-# What float32 makes of the same sum in another order, in nats.
+# Difference in nats that another order of the same float32 sums causes.
 ROUNDING = 1e-4
 
 
@@ -17,8 +17,8 @@ def completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
 
 
 def assert_same_but_for_rounding(found: Sequence[RolloutGroup], alone: Sequence[RolloutGroup]) -> None:
-    """Another batch rounds otherwise. A token may be another only where two were all but equally likely to be drawn:
-    what comes before it is the same, and it is not seen twice in so few."""
+    """Another batch rounds differently. Completions may diverge only where two tokens were almost equally likely to be
+    drawn: everything before is the same, and it happens at most once in so few completions."""
     assert [group.prompt for group in found] == [group.prompt for group in alone]
     parted = 0
     for one, other in zip(completions(found), completions(alone), strict=True):

@@ -1,7 +1,7 @@
-"""An engine for tests of the pool: completions follow from prompt, seed and adapter, faults from what a prompt says.
+"""An engine for tests of the pool: completions follow from prompt, seed and adapter, and prompts can trigger faults.
 
-A prompt's text names a fault; the fault happens once, to whichever worker is first to take the file of that name out
-of the script's directory (`EngineSettings.model`).
+A prompt's text names a fault. It happens once, in the worker that is first to remove the file of that name from the
+script's directory (`EngineSettings.model`).
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class ScriptedEngine:
         ]
 
     def _begin(self, prompts: Sequence[Prompt], adapter: AdapterRef | None) -> str:
-        """The key to answer with, if there is an answer."""
+        """The adapter key to answer with, after any faults that the prompts trigger."""
         key = self._noted(prompts, adapter)
         for prompt in prompts:
             key = self._suffer(prompt.text, key)
         return key
 
     def _noted(self, prompts: Sequence[Prompt], adapter: AdapterRef | None) -> str:
-        """The key that was asked for."""
+        """The requested adapter key, after logging the request."""
         key = adapter.key if adapter else BASE
         if adapter is not None and key not in self.adapters:
             raise AdapterError(f"{key} is not loaded")
@@ -114,7 +114,7 @@ class ScriptedEngine:
 
 
 def length_of(seed: str, sample: int) -> int:
-    """The tokens of a completion: one, or where the seed says `long` up to nine."""
+    """The number of tokens of a completion: one, or up to nine if the seed contains `long`."""
     return 1 + sample_seed(seed, sample) % 9 if "long" in seed else 1
 
 

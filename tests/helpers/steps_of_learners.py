@@ -1,4 +1,4 @@
-"""A program for torchrun: three steps of a learner for each of the settings given, and rank 0 saves what it learned.
+"""A program for torchrun: takes three learner steps for each of the given settings, and rank 0 saves the weights.
 
 torchrun --nproc-per-node 2 tests/helpers/steps_of_learners.py OUTPUT_DIR NAME 'key.sub=value key.sub=value' …
 """
@@ -21,7 +21,7 @@ from tests.helpers.batches import LOOSE
 
 
 def samples() -> list[TrainingSample]:
-    """Twelve completions of random tokens; every rank makes the same ones."""
+    """Twelve completions of random tokens, the same on every rank."""
     generator = torch.Generator().manual_seed(1)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ def samples() -> list[TrainingSample]:
 
 
 def check_collectives(ranks: Ranks) -> None:
-    """What the ranks tell each other, where each says its own number."""
+    """Check the collective operations with each rank contributing its own number."""
     numbers = list(range(ranks.count))
     mine = torch.tensor([float(ranks.rank), -float(ranks.rank)])
     assert ranks.broadcast([ranks.rank]) == [0]
@@ -57,7 +57,7 @@ def check_collectives(ranks: Ranks) -> None:
 def main(output: Path, named_settings: list[str]) -> None:
     ranks = join_ranks()
     check_collectives(ranks)
-    # Everything is sharded under ZeRO-3, the smallest weight included.
+    # Shard everything under ZeRO-3, including the smallest weights.
     learner_module.PERSISTENT_PARAMETERS = 0
     for name, settings in zip(named_settings[::2], named_settings[1::2], strict=True):
         given = load_config("quickstart.yaml", ["learner.tokens_per_microbatch=60", *settings.split()])

@@ -1,4 +1,4 @@
-"""Engines that take further work while they sample, for tests: any that can be asked at once, and a scripted one."""
+"""Engines for tests that accept further work while they sample: an adapter for any engine, and a scripted one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOW_TURNS = 25
 
 
 class Later:
-    """A batch whose completions all come at once."""
+    """A batch whose completions all arrive at once."""
 
     def __init__(self, completions: int, answer: Callable[[], list[RolloutGroup]]) -> None:
         self.answer, self.groups = answer, list[RolloutGroup]()
@@ -32,7 +32,7 @@ class Later:
 
 
 class Streaming:
-    """`begin` and `advance` for an engine that has `generate`: a batch a turn, the first one first."""
+    """`begin` and `advance` for an engine that has `generate`: one batch per turn, in the order they began."""
 
     generate: Any
 
@@ -56,15 +56,15 @@ class Streaming:
 class _Going:
     prompts: Sequence[Prompt]
     key: str
-    """To answer with."""
+    """The adapter key to answer with."""
     turns: int
     later: Later = field(init=False)
 
 
 @dataclass
 class StreamingScripted(ScriptedEngine):
-    """All batches take a turn at once, those with a `slow` prompt as many as take half a second. A prompt's fault
-    happens in the turn after its batch was begun."""
+    """All batches advance in the same turn. A batch takes one turn, or with a `slow` prompt as many as last half a
+    second. A prompt's fault happens in the turn after its batch began."""
 
     going: list[_Going] = field(default_factory=list)
 

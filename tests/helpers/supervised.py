@@ -1,4 +1,4 @@
-"""Supervised runs of the embedded model, and its answers' cross entropy by its own logits."""
+"""Supervised runs of the embedded model, and the cross entropy of answers computed from its own logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def run_heard(config: SftConfig, *, resume: bool = False) -> int:
-    """The run as the command has it, which hears requests to stop."""
+    """Execute the run as the command does, handling requests to stop."""
     stop = StopRequest()
     with stop.heard():
         return run_sft(config, stop, Beginning(resume=resume))
@@ -44,7 +44,7 @@ def config_of(directory: Path, *overrides: str) -> SftConfig:
 
 
 def assembled(directory: Path, *overrides: str) -> SftRun:
-    """A run whose adapter, if it has one, already does something: beside B = 0 the gradient of A is nothing."""
+    """A run whose adapter, if it has one, is not zero at the start: with B = 0 the gradient of A would be zero."""
     config = config_of(directory, *overrides)
     run = assemble(config, load_tokenizer(config), StopRequest(), resume=False)
     run.records.open(-1)
@@ -56,7 +56,7 @@ def assembled(directory: Path, *overrides: str) -> SftRun:
 
 
 def nats(causal_lm: Any, example: Example) -> torch.Tensor:
-    """[N] −log p of the learned tokens of one example, by the model's own logits, alone and unpadded."""
+    """[N] −log p of one example's trained tokens, from the model's own logits, unbatched and unpadded."""
     logits_TV = causal_lm(torch.tensor(example.input_ids)[None]).logits[0]
     labels_T = torch.tensor(example.labels).long()
     nats_T = cross_entropy(logits_TV[:-1].float(), labels_T[1:], reduction="none", ignore_index=IGNORED)

@@ -1,4 +1,4 @@
-"""The sweep command with one more entry in its table of commands: `python -m tests.helpers.sweep_fake --config …`."""
+"""The sweep command with one command added to its table: `python -m tests.helpers.sweep_fake --config …`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FakeTest(Section):
     step_s: float = 0.0
     company: int = 1
     base: str = "one"
-    """Runs of the same can share; those of `own` share with none."""
+    """Runs with the same base can share it; runs with `own` share with none."""
 
 
 class FakeConfig(CommandConfig):

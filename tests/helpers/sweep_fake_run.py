@@ -3,8 +3,8 @@
     python sweep_fake_run.py --config FILE key=value … --resume
     python sweep_fake_run.py --config FILE --config FILE … --together K --resume
 
-It writes metrics.jsonl as a run does. `test.kind` says how it goes wrong; the file `repaired` beside the base heals it.
-While a file `held` is there, no cell goes on once three have made a step: a sweep can be stopped in the middle.
+It writes metrics.jsonl as a run does. `test.kind` says how it fails; a file `repaired` beside the base fixes it. While
+a file `held` exists, no cell continues once three have made a step, so that a test can stop a sweep in the middle.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 
 def wait_for_company(cells: Path, company: int) -> None:
-    """Until that many cells have begun: two at a time are seen at work together however fast one of them is."""
+    """Wait until this many cells have begun, so that two concurrent cells overlap however fast one of them is."""
     limit = time.monotonic() + 60
     while len(list(cells.glob("*/run/attempts.jsonl"))) < company and time.monotonic() < limit:
         time.sleep(0.01)
 
 
 def wait_while_held(cells: Path, root: Path) -> None:
-    # The first line is of step 0.
+    # The first line is that of step 0.
     while (root / "held").exists() and sum(file.read_bytes().count(b"\n") > 1 for file in metrics_in(cells)) >= 3:
         time.sleep(0.01)
 
@@ -46,7 +46,7 @@ def metrics_in(cells: Path) -> Iterator[Path]:
 
 
 def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[None]:
-    """A run; it can be left after each step."""
+    """One run, as a generator that yields after each step."""
     kind, rate, steps = settings.get("test.kind", "ok"), settings["optim.lr"], settings["train.steps"]
     run = Path(settings["output_dir"])
     metrics = run / "metrics.jsonl"
@@ -89,7 +89,7 @@ def say(name: str, text: str) -> None:
 
 
 def run_together(every: list[dict[str, Any]], root: Path, at_once: int) -> None:
-    """Runs that take a step in turn, and tell of themselves as those of `rl_engine.train` do."""
+    """Runs that take steps in turn and report their state as those of `rl_engine.train` do."""
     waiting, at_work = deque(every), deque[tuple[str, Iterator[None]]]()
     while waiting or at_work:
         while waiting and len(at_work) < at_once:

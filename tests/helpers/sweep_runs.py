@@ -1,4 +1,4 @@
-"""Sweeps of fake runs, and what became of their cells."""
+"""Sweeps of fake runs and the results of their cells."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
 
 
 def result_of_cell(cell: Cell, status: Literal["done", "failed"]) -> Result:
-    """What came of a cell; where more is to be said of it, `dataclasses.replace` does."""
+    """The result of a cell; set further fields with `dataclasses.replace`."""
     return Result(
         cell=cell.name,
         arm=cell.arm,

@@ -1,4 +1,4 @@
-"""Two ranks that are threads of one process: what processes would tell each other goes through a list."""
+"""Two ranks that are threads of one process and communicate through a list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ThreadRank(Ranks):
-    """A rank of two. Each says something, waits for the other, reads, and waits until the other has read."""
+    """One of two ranks. Each writes its value, waits for the other, reads, and waits until the other has read."""
 
     both_are_here: ClassVar[threading.Barrier] = threading.Barrier(2, timeout=20)
     said: ClassVar[list[Any]] = [None, None]
@@ -47,7 +47,7 @@ class ThreadRank(Ranks):
 
 
 def on_each(subjects: tuple[T, T], act: Callable[[T], Any], errors: tuple[type[BaseException], ...]) -> list[Any]:
-    """What each of two ranks gets out of its subject, or what it raises."""
+    """Call `act` on each rank's subject in its own thread. Returns each result, or the repr of the error raised."""
 
     def outcome(subject: T) -> Any:
         try:

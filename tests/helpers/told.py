@@ -1,4 +1,4 @@
-"""What a configuration's mistakes are told as, and what its keys come to."""
+"""The error message of a configuration, and the value of a key in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting in a test for what another process or thread does."""
+"""Waiting in a test for another process or thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def until(true: Callable[[], object], timeout_s: float = 60, every_s: float = 0.05) -> None:
-    """Return once `true()` is; fail the test where that takes longer than `timeout_s`."""
+    """Return once `true()` is true; fail the test if that takes longer than `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, "it never came true"

@@ -1,1 +1,1 @@
-"""A process that begins or resumes a run → what is noted of it: when, where, by what, with which command."""
+"""A process that begins or resumes a run → its provenance: when, where, with which code and which command."""

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[3]
 
 
 def command() -> str:
-    """As it was typed, but that the interpreter and a script go by their names, not by where they lie."""
+    """The command as typed, except that the interpreter and a script are given by name, without their directories."""
     program, *rest = sys.orig_argv
     if rest and rest[0].startswith("/"):
         rest[0] = Path(rest[0]).name
@@ -23,17 +23,17 @@ def command() -> str:
 
 
 def machine() -> str:
-    """Processors and memory. The host's name is nobody's business: reports are passed on."""
+    """Processors and memory. The host name is omitted, because reports are shared."""
     memory_gib = psutil.virtual_memory().total / 1024**3
     cpus = f"{os.cpu_count()} CPU cores ({platform.machine()}), {memory_gib:.0f} GiB"
-    torch = sys.modules.get("torch")  # whoever trains has loaded it
+    torch = sys.modules.get("torch")  # already imported by any process that trains
     if torch is None or not torch.cuda.is_available():
         return cpus
     return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {cpus}"
 
 
 def commit() -> str | None:
-    """The commit of the source, with `+` where files differ from it; None of an installed wheel."""
+    """The commit of the source, with `+` if files differ from it; None for an installed wheel."""
     if not (SOURCE / ".git").exists():
         return None
     git = ("git", "-C", str(SOURCE))

@@ -1,4 +1,4 @@
-"""A run's model and reward function → what tells, when it is resumed, whether they are those that it began with."""
+"""A run's model and reward function → digests that show, on resumption, whether they have changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL, REWARD = "model.name", "rewards.function"
 
 
 def inputs_of(config: Config | SftConfig) -> dict[str, str]:
-    """Key → a digest of what it names, where that is a file of this machine."""
+    """Key → digest of what it names, if that is a file on this machine."""
     found = {MODEL: weights_in(Path(locate_model(config.model.name)))}
     source = reward_source(config)
     if source is not None and source.is_file():
@@ -26,8 +26,8 @@ def inputs_of(config: Config | SftConfig) -> dict[str, str]:
 
 
 def changed_inputs(config: Config | SftConfig, began_with: Mapping[str, str]) -> list[str]:
-    """What a person is told of what has changed. Raises `ConfigError` for other weights: what is trained is a change of
-    those that were."""
+    """Warnings about inputs that have changed. Raises `ConfigError` for changed weights, since the trained update
+    belongs to the original ones."""
     now = inputs_of(config)
     changed = [key for key in now if began_with.get(key, now[key]) != now[key]]
     if MODEL in changed:
@@ -44,7 +44,7 @@ def changed_inputs(config: Config | SftConfig, began_with: Mapping[str, str]) ->
 
 
 def reward_source(config: Config | SftConfig) -> Path | None:
-    """The file of a person's own reward function."""
+    """The file that defines the user's reward function, if any."""
     function = config.rewards.function if isinstance(config, Config) else None
     if function is None or function.startswith("trl:"):
         return None
@@ -53,10 +53,10 @@ def reward_source(config: Config | SftConfig) -> Path | None:
 
 
 def find_module(name: str) -> ModuleSpec | None:
-    """Where Python would find a module, without running the packages that it is in."""
+    """Where Python would find a module, without importing its parent packages."""
     top, *parts = name.split(".")
     try:
-        # A command's own directory is on the path of the processes that grade.
+        # The current directory is on the path of the grading processes.
         found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
     except ValueError:  # an empty name
         return None

@@ -1,4 +1,4 @@
-"""A process that begins or resumes a run → a line of starts.jsonl: when, where, by what and with which command."""
+"""A process that begins or resumes a run → a line of starts.jsonl: when, where, with which code and which command."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rl_engine.run.origin.environment import command, commit, machine
 from rollout.files.durable import write_synced
 
 STARTS = "starts.jsonl"
-"""Two objects for each process: what began, and when it ended; of one that was killed the first alone."""
+"""Two objects per process, one for its start and one for its end; a killed process leaves only the first."""
 
 
 def note_start(run: Path, done: int, inputs: Mapping[str, str]) -> None:
-    """Note that this process takes the run up after step `done`, −1 for a new run, whose notes begin anew. `inputs`:
-    digests of what it reads besides its data (`inputs.py`)."""
+    """Record that this process continues the run after step `done`; −1 is a new run and clears earlier records.
+    `inputs`: digests of what it reads besides its data (`inputs.py`)."""
     start = {
         "began": _now(),
         "after_step": max(done, 0),
@@ -33,14 +33,14 @@ def note_start(run: Path, done: int, inputs: Mapping[str, str]) -> None:
 
 
 def note_end(run: Path) -> None:
-    """Note that this process leaves the run."""
+    """Record that this process leaves the run."""
     _append(run, {"ended": _now()})
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """What was noted, an end joined to its start; nothing of runs of earlier versions.
+    """The recorded starts, each joined with its end; empty for runs of earlier versions.
 
-    Raises `ValueError`, in one line that names it, for a file that is damaged.
+    Raises a one-line `ValueError` that names the file if it is damaged.
     """
     found: list[dict[str, Any]] = []
     for entry in json_lines(run / STARTS) if (run / STARTS).is_file() else ():
@@ -54,7 +54,7 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
 
 
 def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
-    """Seconds that its processes took together; None where one did not note its end."""
+    """Total seconds over all processes of the run; None if one did not record its end."""
     if not starts or any("ended" not in start for start in starts):
         return None
     moments = [(datetime.fromisoformat(start["began"]), datetime.fromisoformat(start["ended"])) for start in starts]
