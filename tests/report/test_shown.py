@@ -124,8 +124,8 @@ def test_a_step_of_damaged_completions_is_named_the_rest_shown(
 
 
 def test_completions_that_were_deleted_are_counted_not_warned_of(tmp_path: Path) -> None:
-    """Completions take space, and deleting them is harmless. The page says how many steps have them, and the command
-    says that a step asked for by number has none."""
+    """Completions take space, and deleting them is harmless. The page says how many steps still have them; asking for
+    those of another step is an error."""
     run = tmp_path / "run"
     records = start_run(run)
     for step in (1, 2, 3):
