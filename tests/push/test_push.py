@@ -205,7 +205,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
 
 
 def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """The login is a file, every request is logged, and the last one is refused."""
+    """The token comes from the login's file, every request is logged, and the last one is refused."""
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text(TOKEN)
     hub.faults["tag"].append("403")

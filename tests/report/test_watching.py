@@ -36,7 +36,7 @@ def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: 
 
 
 def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's process recorded its end. A run that is resumed is watched on."""
+    """The run's process recorded its end. Watching continues with a run that is resumed."""
     run, looks = tmp_path / "run", []
     records = start_run(run, "train.steps=9")
     note_start(run, -1, {})

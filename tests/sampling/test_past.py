@@ -194,7 +194,7 @@ def test_each_token_is_compared_with_its_own_version(
 
 
 def test_of_a_group_in_segments_a_completion_of_all_is_checked() -> None:
-    """The checked completion of a group in segments is one that all its versions contributed to."""
+    """For a group in segments, the completion that is checked is one that all its versions contributed to."""
     prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
 
     def completion(*segments: tuple[int, int], first: int) -> Completion:

@@ -1,4 +1,4 @@
-"""The bytes of a version and of an answer, against files and pickles."""
+"""The bytes of an adapter version and of an answer, compared with files and pickles."""
 
 from __future__ import annotations
 

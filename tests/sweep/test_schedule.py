@@ -61,7 +61,7 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
         (("4", "GPU-5", "6"), 1, "", {"4", "GPU-5"}),
         (("0",), 1, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {"0"}),
         (("0", "1", "2"), 2, "jobs is 2, and there is room on 3 card(s) for 1 at a time", {"0,1"}),
-        # Such a run itself says what it lacks.
+        # A run that lacks cards says so itself.
         (("0",), 2, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {None}),
         ((), 1, "", {None}),
     ],

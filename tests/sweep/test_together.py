@@ -128,8 +128,7 @@ class AtWork:
 def test_a_process_leaves_to_others_what_they_will_be_free_for(
     at_work: int, taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process takes so many of 24 cells that two processes share those at work and those due evenly, from both
-    arms alike."""
+    """A process takes half of the sum of the cells at work and the 24 due cells, from both arms alike."""
     config = sweep(tmp_path, "jobs=2", "seeds=[0, 1, 2, 3]")
     targets = targets_of(config)
     monkeypatch.setattr(slots, "start_together", lambda config, cells, *_: AtWork(cells))

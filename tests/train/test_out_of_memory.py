@@ -1,4 +1,4 @@
-"""Running out of memory in a step ends the run with lines that say which settings need less and how to resume, from the
+"""Running out of memory in a step ends the run with lines that say which settings take less and how to resume, from the
 last finished step even if no checkpoint was due then."""
 
 from __future__ import annotations
