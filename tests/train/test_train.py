@@ -300,7 +300,7 @@ def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: P
     full = tmp_path / "runs" / "quickstart"
     lines, expected = read_metrics(full), read_metrics(run_dir)
     assert [line["step"] for line in lines] == [0, 1, 2]
-    # Full fine-tuning keeps no base model, so KL to it cannot be measured.
+    # The base model is not kept just to measure the KL to it.
     assert STEP_METRICS - lines[1].keys() == {"policy/kl_base"}
     # Before the first update both runs have the base model; afterwards they differ.
     assert lines[1]["reward/mean"] == expected[1]["reward/mean"]
