@@ -1,4 +1,4 @@
-"""The names of `rl_engine` for scripts, as far as nothing is trained."""
+"""The names that `rl_engine` offers to scripts, where nothing needs to be trained."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ def test_settings_are_a_list_or_a_mapping() -> None:
 def test_a_configuration_read_from_its_own_yaml_is_the_same(
     name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A configuration is the same when it is read from its own YAML."""
     config = rl_engine.load_config(name, settings)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert read_config(Config, str(tmp_path / "config.yaml")) == config
@@ -88,7 +87,7 @@ def test_a_run_at_work_is_read_anew_each_time(tmp_path: Path) -> None:
     records.metrics({"step": 0, "adapter/version": 0, **evaluated(run, "held_out", 0, 0.5)})
     record_step(records, 1, TEXTS, {"reward/mean": 0.5})
     publish(run, 1)
-    # The second step, caught in the middle of a line and of a file.
+    # The second step is being written: half a line of metrics, and a file that is cut off.
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rew')
     whole = gzip.compress(json.dumps({"step": 2}).encode() * 100)
@@ -100,7 +99,7 @@ def test_a_run_at_work_is_read_anew_each_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no completions of step 3: its last step is 1"):
         list(found.completions(3))
     assert (found.latest, sorted(found.adapters)) == ((run / "adapters" / "v000001").resolve(), [0, 1])
-    # What the command that a finished run suggests writes there, and what is nobody's.
+    # A report of the command that a finished run suggests, and a file that is no report.
     (run / "evals" / "after.json").write_text(json.dumps({"suites": [{"rows": []}]}))
     (run / "evals" / "notes.json").write_text("7")
     assert [report["avg"] for report in found.evals] == [0.5]
@@ -109,7 +108,7 @@ def test_a_run_at_work_is_read_anew_each_time(tmp_path: Path) -> None:
 
 
 class Written:
-    """In the place of a command: at each look it has gone one thing further."""
+    """Stands in for a command: each time it is looked at, it has done the next action."""
 
     def __init__(self, *actions: Callable[[], Any]) -> None:
         self.actions = list(actions)
@@ -133,7 +132,7 @@ class Written:
 
 
 def test_the_steps_are_those_of_the_new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of the one that it replaces, which are there until it begins."""
+    """Not those of the run that it replaces, which exist until the new one begins."""
     run = tmp_path / "run"
     old = start_run(run)
     for step in (0, 1, 2):
@@ -161,7 +160,7 @@ def test_the_steps_are_those_of_the_new_run(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_option_of_the_evaluation_is_one_of_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is given to the function reaches `main` of the command by the same name and value."""
+    """An argument of the function reaches the command's `main` with the same name and value."""
     options: dict[str, Any] = {
         "samples": 3,
         "base": False,

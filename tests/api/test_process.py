@@ -1,4 +1,4 @@
-"""A command in a process of its own: what it says, how it ends, and that nothing of it stays behind."""
+"""A command in a separate process: what it prints, how it ends, and that nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ended(source: str) -> CommandError:
-    """The error of a command that executes this and nothing else."""
+    """The error of a command that executes only this source."""
     Path("command.py").write_text(source)
     with running("command", (), show=False) as child:
         while child.is_at_work(0.05):
@@ -49,7 +49,6 @@ def ended(source: str) -> CommandError:
     ],
 )
 def test_an_early_end_is_an_exception_with_the_commands_line(source: str, code: int, message: str) -> None:
-    """An end before its time is an exception with the command's line."""
     error = ended(source)
     assert error.code == code
     assert message in str(error)
@@ -111,7 +110,7 @@ def test_it_leaves_when_its_parent_is_killed() -> None:
 
 
 def test_it_stays_when_the_thread_that_started_it_ends() -> None:
-    """As where a web server draws a run's steps in whichever thread is free."""
+    """For example, a web server iterates over a run's steps in whichever thread is free."""
     wait = 3 * LOOK_S
     Path("command.py").write_text(f"import time; print('at', flush=True); time.sleep({wait}); print('work')")
     with ThreadPoolExecutor(1) as pool:
@@ -121,7 +120,6 @@ def test_it_stays_when_the_thread_that_started_it_ends() -> None:
 
 
 def test_a_module_importable_here_is_importable_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that can be imported here can be imported there."""
     Path("elsewhere").mkdir()
     Path("elsewhere/command.py").write_text("print('found'); raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(Path("elsewhere").absolute()))
@@ -136,7 +134,7 @@ def test_train_says_what_the_command_says_and_touches_nothing() -> None:
 
     start_run(Path("run"))
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    # Whatever launched this process is not the child's.
+    # The child must not see the variables of what launched this process.
     launched = {name: os.environ.pop(name, None) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     try:
         with pytest.raises(CommandError) as caught:

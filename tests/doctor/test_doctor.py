@@ -87,7 +87,7 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
 
 
 def test_every_phase_of_a_run_is_part_of_a_check() -> None:
-    """Some, such as compiling, no CPU comes by."""
+    """Some phases, such as compiling, do not occur on a CPU."""
     named = {
         phase
         for module in (assemble, loop)
@@ -121,14 +121,15 @@ def test_the_self_test_is_the_same_run_made_small() -> None:
     ("settings", "tokens"),
     [
         ((), 40 + 72),
-        # A suite's prompts may be shorter than the longest: a run with this has room in 256, where 40 + 226 has none.
+        # A suite's prompts may be shorter than the longest: this run has room in 256, where 40 + 226 has none.
         (("eval.max_tokens=226", "eval.suites=[held_out]"), 40 + 72),
     ],
 )
 def test_the_self_test_samples_in_the_context_of_the_run(
     settings: tuple[str, ...], tokens: int, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the run's sampler has no room for is seen, and on a card what vLLM compiles is compiled for the run too."""
+    """The self-test thus fails if the run's sampler has no room, and what vLLM compiles for it on a card serves the run
+    too."""
     contexts: list[int] = []
     reports: list[Check] = []
     prepare = assemble.prepare_run
@@ -145,7 +146,7 @@ def test_the_self_test_samples_in_the_context_of_the_run(
 
 
 def values_of(schema: Any, definitions: Any) -> list[Any]:
-    """Values of a field that differ from each other, of every type that it takes; not all of them are allowed."""
+    """Different values of every type that a field takes; not all of them are allowed."""
     if "$ref" in schema:
         return values_of(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in schema:
@@ -180,7 +181,7 @@ FEW = ("train.problems_per_step=2", "train.max_problems_per_step=4", "sampling.m
 
 @pytest.mark.parametrize("base", [(), AHEAD, WITH_SUITES, FEW, ("method=full",)], ids=str)
 def test_what_a_run_can_be_told_the_self_test_can(base: tuple[str, ...]) -> None:
-    """Of every field each value that makes a valid configuration makes a valid small one."""
+    """Every value of every field that makes a valid configuration also makes a valid small one."""
     schema = Config.model_json_schema()
     given = load_config("quickstart.yaml", base).model_dump(mode="json", exclude_unset=True)
     tried = set()

@@ -1,4 +1,4 @@
-"""Engines of workers that sample from other weights than the version that they name; a run's `prepare` puts them in."""
+"""Worker engines that sample from other weights than the version that they name. A run's `prepare` installs them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef
 
-# From this version on.
+# The first version that is served wrongly.
 BAD = 2
 
 
 @dataclass
 class WrongWeights:
-    """The engine of the workers, but what it loads as a version from `BAD` on is an earlier one.
+    """The engine of the workers, except that it loads an earlier version in place of each version from `BAD` on.
 
-    Under the right name, and the worker acknowledges the right digest: it has the right files, and does not use them.
+    Its name is right, and the worker acknowledges the right digest: it has the right files, and does not use them.
     """
 
     engine: Any
     stale: bool
-    """The version before; else version 0, whose B is zero: the base."""
+    """Load the version before; otherwise version 0, whose B is zero: the base model."""
     honest_calls: int
-    """Calls of `generate` answered rightly after such a load: with 1, the canary's."""
+    """How many calls of `generate` after such a load are answered rightly; 1 covers the canary."""
     _kept: ScratchDirectory = field(default_factory=lambda: ScratchDirectory.make("rl_engine_drill_"))
     _calls: int = 0
     _right: dict[str, AdapterRef] = field(default_factory=dict)
-    """Bad versions that are still served rightly."""
+    """Bad versions that are still answered rightly."""
 
     def load_adapter(self, ref: AdapterRef) -> None:
         shutil.copytree(ref.path, self._copy(ref.version))
@@ -71,7 +71,8 @@ def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> E
 
 
 def workers_with(make_engine: Callable[[EngineSettings], Any]) -> None:
-    """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in segments."""
+    """Give the pools of this process workers with such engines. An `Engine` is enough, because no drill samples in
+    segments."""
     rollout.pool.ray_pool.RayPool = partial(rollout.pool.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
 
 

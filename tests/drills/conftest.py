@@ -1,4 +1,4 @@
-"""One process that runs are forked from, one uninterrupted run, and a look at what is left behind."""
+"""The process that runs are forked from, an uninterrupted run, and checks of what is left behind."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Reference:
 
 @pytest.fixture(scope="session", autouse=True)
 def forkserver() -> Iterator[None]:
-    """Everything that is started from here carries a mark in its environment, so that strays are found."""
+    """Everything started from here carries a mark in its environment, by which strays are found."""
     os.environ.update({MARK: str(os.getpid()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"})
-    # One small function is compiled at the start of every run: a tenth of these.
+    # Every run compiles one small function at its start, which takes a tenth of these short runs.
     os.environ.update({"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"})
-    # For workers of a pool, which are started by Ray.
+    # For a pool's workers, which Ray starts.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     yield
     del os.environ[MARK]
 
 
 def strays() -> list[psutil.Process]:
-    """What is still there of runs that have ended. What runs on a machine of a drill's own goes when that does."""
+    """Processes left over from ended runs. Those on a drill's own machine disappear with that machine."""
     found = []
     ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -67,20 +67,20 @@ def nothing_left_behind() -> Iterator[None]:
     for process in strays():
         with suppress(psutil.NoSuchProcess):
             left.append(process.cmdline())
-            process.kill()  # the next drill begins without it
+            process.kill()  # the next drill starts without it
     assert left == []
     assert shared_memory() <= shared
 
 
 def shared_memory() -> set[Path]:
-    """Semaphores apart: a run that is killed has not removed vLLM's lock of 32 bytes. Multiprocessing's tracker does,
-    which all runs here have in common, when the last is gone."""
+    """Without semaphores: a killed run has not removed vLLM's lock of 32 bytes. Multiprocessing's tracker, which all
+    runs here share, removes it after the last of them."""
     return {path for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}
 
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory with a short name: those of Ray's sockets, below it, may have 107 characters."""
+    """A directory with a short name: the paths of Ray's sockets below it may have 107 characters."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path:
         yield Path(path)
 

@@ -1,4 +1,4 @@
-"""Two run directories → what is not the same in them, apart from times and lost workers."""
+"""Two run directories → what differs between them, apart from times and lost workers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from rl_engine.run.records import read_metrics
 from rollout.adapters import sha256_of
 
-# Weights, Adam's moments, the state of the random numbers, completions: to the byte.
+# Compared byte for byte: weights, Adam's moments, the random state, completions.
 WHOLE = ("adapters/v*/adapter_model.safetensors", "checkpoints/step*/learner.safetensors", "rollouts/*")
 LINKS = ("adapters/latest", "adapters/best")
-# What depends on the clock, or on what befell the workers.
+# Metrics that depend on the clock, or on what happened to the workers.
 TIMES = ("time/", "throughput/", "memory/", "workers/")
 
 
 def different(run: Path, other: Path) -> list[str]:
-    """Names of what differs; nothing where the runs are the same."""
+    """The names of what differs; empty if the runs are the same."""
     found = []
     for pattern in WHOLE:
         mine, theirs = (

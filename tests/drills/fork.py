@@ -1,6 +1,6 @@
-"""The training command in a fork of a process that has its libraries loaded: a run costs seconds, and may be killed.
+"""The training command in a fork of a process that has its libraries loaded: a run takes seconds, and may be killed.
 
-The fork does what `python -m rl_engine.train` does from its arguments on. It writes down in which phase it is, so that
+The fork does what `python -m rl_engine.train` does once it has its arguments. It records which phase it is in, so that
 a drill can say where a signal struck, and it can be told to do something at a moment of a phase.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 from tests.helpers.forked import CONTEXT
 
 MARK = "RL_ENGINE_DRILL"
-# What is going on, and what does it: a module, what holds it there, its name.
+# Phase → the function that does it: its module, the object that holds it, its name.
 PHASES = {
     "loading": ("rl_engine.learner.learner", "Learner", "__init__"),
     "starting vLLM": ("rollout.vllm.engine", "VllmEngine", "__post_init__"),
@@ -57,8 +57,8 @@ TINY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The `occurrence`-th time of a phase, counted from 0, and how long after its beginning; at its end where it is
-    over sooner, for the run may be too."""
+    """The `occurrence`-th time of a phase, counted from 0, and the delay after its beginning. If the phase ends sooner,
+    its end is the moment, because the run may end with it."""
 
     phase: str
     occurrence: int
@@ -72,19 +72,19 @@ class Ended:
     """How a run ended."""
 
     code: int
-    """Negative: the signal."""
+    """Negative if a signal ended it."""
     output: str
     phase: str
-    """Where it was at the end, or when it was struck."""
+    """The phase at the end, or when it was struck."""
     after_signal_s: float
-    """From the moment to the end of the process; 0 without one."""
+    """Seconds from the moment to the end of the process; 0 without a moment."""
     durations: dict[str, list[float]]
-    """Seconds of each occurrence of each phase; empty of a run that was killed."""
+    """The seconds of each occurrence of each phase; empty for a killed run."""
 
 
 @dataclass
 class Journal:
-    """Inside the run: the phase it is in, and the moment that is waited for."""
+    """Inside the run: the phase it is in, and the moment to act at."""
 
     place: Path
     moment: Moment | None
@@ -94,7 +94,7 @@ class Journal:
     struck: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self) -> None:
-        """In the page cache at once: what a killed process has written stays written."""
+        """Write the phase to the page cache at once: what a killed process has written stays written."""
         descriptor = os.open(self.place / "phase", os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(descriptor, self.stack[-1].ljust(20).encode(), 0)
         os.close(descriptor)
@@ -126,7 +126,7 @@ class Journal:
     def strike(self) -> None:
         assert self.moment is not None
         if not self.struck.acquire(blocking=False):
-            return  # the timer was at it already
+            return  # the timer has done it already
         (self.place / "struck").write_text(json.dumps([self.stack[-1], time.time()]))
         if self.moment.do == "fill":
             fill(Path.cwd() / "filler")
@@ -135,7 +135,7 @@ class Journal:
 
 
 def fill(path: Path) -> None:
-    """Take every byte that is left on the disk."""
+    """Take every byte left on the disk."""
     with path.open("ab", buffering=0) as file:
         for size in (1 << 16, 1):
             try:
@@ -157,7 +157,7 @@ def noted(method: Callable[..., Any], journal: Journal, name: str) -> Callable[.
 def train_here(
     place: Path, directory: Path, arguments: tuple[str, ...], moment: Moment | None, prepare: Callable[[], None]
 ) -> None:
-    """In the fork: become the command."""
+    """Become the command. Called in the fork."""
     os.setsid()
     os.chdir(directory)
     os.environ["TMPDIR"] = str(place / "tmp")
@@ -193,9 +193,9 @@ def train(
     prepare: Callable[[], None] = as_it_is,
     timeout_s: float = 1200,
 ) -> Ended:
-    """Run the command below `directory` (or `place`), which is made; notes about it go to `place`.
+    """Run the command below `directory` (or `place`), which is created; notes about it go to `place`.
 
-    `prepare` is called in the fork, before anything else: a change to the program that is tried.
+    `prepare` is called in the fork, before anything else, to change the program under test.
     """
     (place / "tmp").mkdir(parents=True, exist_ok=True)
     for name in ("phase", "struck", "durations.json"):

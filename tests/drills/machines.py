@@ -24,9 +24,9 @@ from tests.helpers.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD, OTHER = "10.99.7.1", "10.99.7.2"
-# It is the first process in there: it waits for whatever loses its parent.
+# The first process in the namespace: it waits for every process that loses its parent.
 BOOT = "hostname {name}; mount --bind {own} {shared}; mount -t tmpfs tmpfs /dev/shm; while sleep 1; do :; done"
-# The cable ends in a switch of the head's: what is pulled is the plug there, and neither side's interface goes down.
+# The cable ends in a switch on the head. Pulling it takes down the switch's port, but neither side's interface.
 PLUG = (
     "ip link set lo up; ip link add switch type bridge; ip link add plug type veth peer name eth netns {other}; "
     f"ip link set plug master switch up; ip link set switch up; ip addr add {HEAD}/24 dev switch; "
@@ -35,20 +35,20 @@ PLUG = (
 CABLE = f"ip link set lo up; ip link set eth up; ip addr add {OTHER}/24 dev eth; ip route add default dev eth"
 
 NO_DASHBOARD = "--include-dashboard=false"
-# What `python -m rl_engine.train` does.
+# The same as `python -m rl_engine.train`.
 COMMAND = "import sys; from rl_engine.train.__main__ import app; sys.exit(app())"
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One of the two; it is gone with its first process."""
+    """One of the two machines. It disappears with its first process."""
 
     first: int
-    """The number, from outside, of that."""
+    """The first process's pid, as seen from outside."""
     environment: dict[str, str]
 
     def command(self, *words: str) -> list[str]:
-        """What runs the words in there, at the project's root."""
+        """The command that runs `words` on this machine, at the project's root."""
         return ["nsenter", f"--target={self.first}", "-m", "-u", "-i", "-n", "-p", f"--wd={ROOT}", *words]
 
     def run(self, *words: str) -> str:
@@ -60,17 +60,17 @@ class Machine:
         return self.run(str(Path(sys.executable).with_name("ray")), *words)
 
     def workers(self, doing: str = "") -> list[psutil.Process]:
-        """Workers of a pool in there, that are at this."""
+        """Workers of a pool on this machine that are doing this."""
         return [each for each in pool_workers(doing) if self.has(each.pid)]
 
     def has(self, pid: int) -> bool:
-        """Whether a process, by its number outside, is in there."""
+        """Whether the process with this pid, as seen from outside, is on this machine."""
         with contextlib.suppress(OSError):
             return network_of(pid) == network_of(self.first)
         return False
 
     def signal(self, number: int) -> None:
-        """To every process in there."""
+        """Send a signal to every process on this machine."""
         for pid in psutil.pids():
             if self.has(pid):
                 with contextlib.suppress(ProcessLookupError):
@@ -78,12 +78,12 @@ class Machine:
 
 
 def network_of(pid: int) -> Path:
-    """The namespace of a process."""
+    """The network namespace of a process."""
     return Path(f"/proc/{pid}/ns/net").readlink()
 
 
 def pool_workers(doing: str = "") -> list[psutil.Process]:
-    """Workers of the drill's runs, on any machine, that are at this: Ray writes it into a process's title."""
+    """Workers of the drill's runs, on any machine, that are doing this: Ray writes it into a process's title."""
     title, found = f"ray::PoolWorker.{doing}".rstrip(".").encode(), []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError, psutil.Error):
@@ -96,13 +96,14 @@ def pool_workers(doing: str = "") -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def two_machines(place: Path) -> Iterator[tuple[Machine, Machine]]:
-    """`place` has a short name: Ray's sockets lie below it. Raises `OSError` where namespaces cannot be made."""
+    """The head and the other machine. `place` needs a short name, because Ray's sockets are below it. Raises `OSError`
+    if namespaces cannot be made."""
     shared, token = place / "t", place / "token"
     shared.mkdir()
     token.write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"TMPDIR": str(shared), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # Ray's own choice for workers, 15, is for machines of their own.
+    # Ray's own niceness for workers, 15, is meant for machines of their own.
     environment |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     kinds = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with contextlib.ExitStack() as stack:
@@ -118,7 +119,7 @@ def two_machines(place: Path) -> Iterator[tuple[Machine, Machine]]:
         head, other = machines
         until(lambda: other.run("hostname") == "other\n" and other.run("mount").count(str(shared)), 10)
         for machine, words in ((head, PLUG.format(other=other.first)), (other, CABLE)):
-            # From outside, where the other machine's first process has that number.
+            # From outside, where the other machine's first process has this pid.
             subprocess.run(["nsenter", f"--target={machine.first}", "--net", "sh", "-ec", words], check=True)
         yield head, other
 
@@ -134,7 +135,7 @@ def possible() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The two machines as a cluster of Ray's, whose head is where runs are started."""
+    """The two machines as a Ray cluster. Runs are started on its head."""
 
     place: Path
     head: Machine
@@ -142,9 +143,9 @@ class Cluster:
 
     @contextlib.contextmanager
     def training(self, name: str, *arguments: str, code: str = "") -> Iterator[subprocess.Popen[bytes]]:
-        """The command on the head, from the project's root; inside the block it is under way.
+        """Run the command on the head, from the project's root; inside the block it is under way.
 
-        `code` is run in its process first: a change to the program that is tried.
+        `code` is executed in its process first, to change the program under test.
         """
         words = ["--config", "quickstart.yaml", *arguments, f"rollout.address={HEAD}:6379"]
         words += [f"output_dir={self.run(name)}"]
@@ -166,13 +167,13 @@ class Cluster:
         return self.place / f"{name}.txt"
 
     def steps(self, name: str) -> int:
-        """Steps that are finished."""
+        """The number of finished steps."""
         return len(read_metrics(self.run(name))) - 1
 
 
 @contextlib.contextmanager
 def cluster_of(head_cpus: int, other_cpus: int) -> Iterator[Cluster]:
-    """A cluster with so many places for workers on either machine."""
+    """A cluster with the given CPUs for workers on each machine."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path, two_machines(Path(path)) as (head, other):
         head.ray("start", "--head", "--port=6379", f"--num-cpus={head_cpus}", "--num-gpus=0", NO_DASHBOARD)
         other.ray("start", f"--address={HEAD}:6379", f"--num-cpus={other_cpus}")
@@ -181,7 +182,7 @@ def cluster_of(head_cpus: int, other_cpus: int) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def pulled(head: Machine) -> Iterator[None]:
-    """Inside the block nothing gets from one machine to the other, and nobody is told."""
+    """Inside the block nothing gets from one machine to the other, and neither is informed."""
     head.run("ip", "link", "set", "plug", "down")
     try:
         yield

@@ -1,4 +1,4 @@
-"""The doctor on a machine whose sampler is off: another start of the engines than `make test` has time for."""
+"""The doctor on a machine whose sampler is off. It starts the engines once more, for which `make test` has no time."""
 
 from __future__ import annotations
 

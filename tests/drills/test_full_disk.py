@@ -15,7 +15,7 @@ from tests.drills.equality import different
 from tests.drills.fork import Moment, train
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(7200)]
-# One after the other in one run, which goes on after each: what is filled when that is about to be written.
+# One after the other in one run, which resumes after each: the disk is filled when this is about to be written.
 FILLED = [
     ("publishing", 0),
     ("reporting", 0),
@@ -30,7 +30,7 @@ FILLED = [
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Eight megabytes."""
+    """A disk of eight megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
@@ -64,7 +64,6 @@ def test_a_full_disk_stops_the_run_and_nothing_else(small_disk: Path, reference:
 
 
 def test_a_read_only_disk_is_said_before_anything_is_loaded(small_disk: Path, tmp_path: Path) -> None:
-    """A read-only disk is said before anything is loaded."""
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = train(tmp_path / "notes", directory=small_disk)
     said = f"error: output_dir: nothing can be written in {small_disk}: Read-only file system\n"

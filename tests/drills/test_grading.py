@@ -1,4 +1,5 @@
-"""Workers and fork server of the grader killed, stopped and slowed while they judge: never a wrong answer of it."""
+"""Workers and fork server of the grader are killed, stopped and slowed while they judge: it never gives a wrong
+verdict."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def workers() -> list[psutil.Process]:
 
 
 def harass(grader: Grader, disturb: Callable[[], None], times: int) -> Counter[tuple[str, str]]:
-    """(expected, found) verdicts of items that are graded for as long as something is done to the processes."""
+    """(expected, found) verdicts of items that are graded while the processes are disturbed."""
     done = threading.Event()
 
     def work() -> None:
@@ -39,13 +40,13 @@ def harass(grader: Grader, disturb: Callable[[], None], times: int) -> Counter[t
                 disturb()
                 left -= 1
             except (StopIteration, IndexError, psutil.Error):
-                continue  # gone just now
+                continue  # it has just ended
 
     thread = threading.Thread(target=work)
     thread.start()
     found: Counter[tuple[str, str]] = Counter()
     try:
-        # However fast the processor is, the last disturbance meets work.
+        # However fast the processor is, the last disturbance must meet work.
         while thread.is_alive():
             results = grader.grade(ITEMS)
             found.update((expected, str(result.verdict)) for expected, result in zip(EXPECTED, results, strict=True))
@@ -60,7 +61,7 @@ def kill_one() -> None:
 
 
 def kill_fork_server() -> None:
-    """When it has workers: one that is killed three times while it starts is given up with an error."""
+    """Only once it has workers: a fork server that is killed three times while it starts is given up with an error."""
     if workers():
         fork_server().kill()
 
@@ -83,7 +84,7 @@ def test_verdicts_are_right_or_counted_as_failures(disturb: Callable[[], None], 
 
 
 def test_a_grader_all_of_whose_processes_are_stopped_comes_back() -> None:
-    """The kernel's timer cannot end a stopped process, and a stopped fork server kills nobody: the grader does."""
+    """The kernel's timer cannot end a stopped process, and a stopped fork server kills nothing, so the grader does."""
     with Grader(workers=2, timeout_s=1.0) as grader:
         grader.grade(ITEMS[:2])
         for process in [fork_server(), *workers()]:

@@ -1,4 +1,4 @@
-"""One run killed with kill -9 at 20 random moments, resumed after each: it ends as the run that nobody touched."""
+"""One run is killed with kill -9 at 20 random moments and resumed after each: it ends like the undisturbed run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ STEPS = ("train.steps=24", "eval.every=4")
 
 
 def random_moments(durations: dict[str, list[float]]) -> list[Moment]:
-    """The phases in turn, so that the shortest is struck as often as the longest; the rest by lot.
+    """Go through the phases in turn, so that the shortest is struck as often as the longest; the rest is random.
 
-    The first or the second occurrence since the process began: each time there is work left that is done again.
+    The moment is in the first or second occurrence since the process began, so there is always work left to be
+    repeated.
     """
     chance = random.Random(SEED)
     phases = [phase for phase in PHASES if phase != "writing the page"]

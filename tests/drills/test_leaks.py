@@ -1,7 +1,7 @@
-"""Five hundred steps, a worker killed every twenty: nothing grows, and nothing is left when the run has ended.
+"""Five hundred steps with a worker killed every twenty: nothing grows, and nothing is left when the run has ended.
 
-The loop, the learner, the pool and its actors are the real ones; the engine inside the actors is not, for vLLM would
-have to be started 25 times.
+The loop, the learner, the pool and its actors are the real ones. The engine inside the actors is not, because vLLM
+would have to be started 25 times.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a run holds."""
+    """What a run holds at one step."""
 
     step: int
     driver_mib: float
-    """Memory of its own, shared with nobody."""
+    """Memory that it shares with no other process."""
     driver_descriptors: int
     driver_threads: int
     processes: int
-    """The driver, the grader's, Ray's, the workers."""
+    """The processes of the driver, the grader, Ray and the workers."""
     services_mib: float
-    """Memory of all of these but driver and workers."""
+    """Memory of all of these except driver and workers."""
     shared_memory_mib: float
-    """Size of Ray's object store, as far as it was ever used."""
+    """The size of Ray's object store, as far as it was ever used."""
     temporary_files: int
 
 
-# How much each may grow over the second half of the run by the line through it. Of a worker that is gone Ray keeps the
-# log files.
+# How much each may grow over the second half of the run, by a fitted line. Ray keeps the log files of a worker that has
+# ended.
 GROWTH = {
     "driver_mib": 10,
     "driver_descriptors": 4,
@@ -74,7 +74,7 @@ GROWTH = {
 
 
 def driver(place: Path) -> psutil.Process:
-    """The run: the oldest process whose working directory that is. Raises `psutil.NoSuchProcess` when it has ended."""
+    """The run: the oldest process with this working directory. Raises `psutil.NoSuchProcess` if it has ended."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -113,7 +113,7 @@ def files_below(directory: Path) -> Iterator[Path]:
 
 
 def watch(place: Path, over: threading.Event) -> list[Figures]:
-    """Figures just before a worker is killed, every so many steps: the last killed one has been replaced by then."""
+    """Figures every so many steps, just before a worker is killed: by then the one killed before has been replaced."""
     found: list[Figures] = []
     run = place / "runs" / "quickstart"
     while not over.wait(0.5):
@@ -126,7 +126,7 @@ def watch(place: Path, over: threading.Event) -> list[Figures]:
         with contextlib.suppress(psutil.NoSuchProcess):  # the run has just ended
             found.append(figures(driver(place), place, step))
             print({name: round(value, 1) for name, value in asdict(found[-1]).items()}, flush=True)
-            if step < STEPS:  # what a killed worker leaves the next one to start removes
+            if step < STEPS:  # the next worker to start removes what a killed one leaves
                 pool_workers()[0].kill()
     return found
 

@@ -1,6 +1,7 @@
-"""Four workers on two machines: a machine lost or frozen, workers killed, a request to stop.
+"""Four workers on two machines: a machine is lost or frozen, workers are killed, the run is asked to stop.
 
-It goes on with what is there, and ends as the run nobody touched. The engines in the workers are scripted, once vLLM.
+The run continues with what is left, and ends like the undisturbed one. The workers' engines are scripted, except once
+vLLM.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ SETTINGS = (
     "rollout.kv_cache_gib=0.1",
     "log.tensorboard=false",
 )
-# A piece less than there are workers: one of them is idle.
+# One piece fewer than there are workers, so one of them is idle.
 IDLE = (*SETTINGS, "train.steps=20", f"train.problems_per_step={PIECE * (WORKERS - 1)}")
 BUSY = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE * WORKERS}")
 STRUCK_STEP = 2
 KILLS, EVERY, STEPS = 30, 5, 200
-# A step takes a hundredth of what it would: so do the times by which the pool judges incidents.
+# A step takes a hundredth of its usual time, so the times by which the pool judges incidents do too.
 HUNDREDTH = """
 from rollout.pool import incidents
 for name in ("TOGETHER_S", "WINDOW_S", "LONGEST_PAUSE_S"):
@@ -60,7 +61,7 @@ from tests.drills.bad_engines import workers_with
 from tests.helpers import answering_engine
 workers_with(answering_engine.{})
 """
-# What the workers have: here, in a fork, and there, as code.
+# The workers' engines: set up in a fork here, and as code on the cluster.
 ENGINES: dict[str, tuple[Callable[[], None], str, tuple[str, ...]]] = {
     "unhurried": (partial(workers_with, unhurried), ENGINE.format("unhurried"), UNCHECKED),
     "brisk": (partial(workers_with, brisk), ENGINE.format("brisk"), UNCHECKED),
@@ -70,7 +71,7 @@ ENGINES: dict[str, tuple[Callable[[], None], str, tuple[str, ...]]] = {
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """Two workers have room on each machine."""
+    """Each machine has room for two workers."""
     with cluster_of(WORKERS // 2, WORKERS // 2) as cluster:
         yield cluster
 
@@ -84,7 +85,7 @@ def undisturbed(cluster: Cluster, engine: str, settings: tuple[str, ...]) -> Pat
 
 
 def at_step(cluster: Cluster, process: subprocess.Popen[bytes], true: Callable[[], object]) -> None:
-    """Wait until the step to be struck is under way, all workers are there, and this is true."""
+    """Wait until the step to be struck is under way, all workers are there, and `true` holds."""
 
     def now() -> bool:
         assert process.poll() is None, cluster.output("run").read_text()
@@ -94,13 +95,13 @@ def at_step(cluster: Cluster, process: subprocess.Popen[bytes], true: Callable[[
 
 
 def told(cluster: Cluster) -> list[str]:
-    """What the run has said of lost workers."""
+    """What the run has reported about lost workers."""
     text = " ".join(cluster.output("run").read_text().split())
     return re.findall(r"\d+ sampling workers? (?:was|were) lost", text)
 
 
 def measured(cluster: Cluster, process: subprocess.Popen[bytes], name: str, start: float) -> None:
-    """Print how long it took the run to say that workers were lost, and to do two more steps."""
+    """Print how long the run took to report lost workers, and to do two more steps."""
     before = cluster.steps("run")
     until(lambda: told(cluster) or process.poll() is not None, 600)
     print(f"{name}: {told(cluster)} after {time.monotonic() - start:.1f} s", flush=True)
@@ -109,12 +110,12 @@ def measured(cluster: Cluster, process: subprocess.Popen[bytes], name: str, star
 
 
 def killed(cluster: Cluster) -> None:
-    """All processes at once, and the system says so to the others."""
+    """Kill all processes at once; the system informs the others."""
     cluster.other.signal(signal.SIGKILL)
 
 
 def switched_off(cluster: Cluster) -> None:
-    """Nobody says anything."""
+    """Pull the cable first, so that nobody is informed."""
     cluster.head.run("ip", "link", "set", "plug", "down")
     cluster.other.signal(signal.SIGKILL)
 
@@ -125,7 +126,7 @@ def switched_off(cluster: Cluster) -> None:
 def test_a_machine_is_lost_for_good_while_workers_are_idle(
     cluster: Cluster, engine: str, lose: Callable[[Cluster], None]
 ) -> None:
-    """One of its workers is busy at least, and one here or there is not."""
+    """At least one of its workers is busy, and one worker on either machine is idle."""
     _, code, more = ENGINES[engine]
     whole = undisturbed(cluster, engine, IDLE)
     with cluster.training("run", *IDLE, *more, code=code) as process:
@@ -141,7 +142,7 @@ def test_a_machine_is_lost_for_good_while_workers_are_idle(
 
 
 def test_a_machine_is_frozen_and_wakes_up(cluster: Cluster) -> None:
-    """Both of its workers are busy. It is counted as lost, and what wakes up there later changes nothing."""
+    """Both of its workers are busy. The machine is counted as lost, and what wakes up there later changes nothing."""
     _, code, more = ENGINES["unhurried"]
     whole = undisturbed(cluster, "unhurried", BUSY)
     with cluster.training("run", *BUSY, *more, code=code) as process:
@@ -156,7 +157,7 @@ def test_a_machine_is_frozen_and_wakes_up(cluster: Cluster) -> None:
 
 
 def kill_one(cluster: Cluster, machine: Machine, after_step: int) -> bool:
-    """On this machine, one that samples if there is one, else where there is one; whether it was sampling."""
+    """Kill a worker that samples on this machine if there is one, otherwise any worker → whether it was sampling."""
     until(lambda: cluster.steps("run") >= after_step and pool_workers(), 600)
     sampling = machine.workers("generate")
     (sampling or machine.workers() or pool_workers())[0].kill()
@@ -164,7 +165,6 @@ def kill_one(cluster: Cluster, machine: Machine, after_step: int) -> bool:
 
 
 def test_thirty_workers_are_killed_and_the_pool_recovers(cluster: Cluster) -> None:
-    """Thirty workers are killed and the pool is back at its size."""
     _, code, more = ENGINES["brisk"]
     settings = (*BUSY, f"train.steps={STEPS}", "optim.lr=1e-5", "checkpoint.every=50", *more)
     whole = undisturbed(cluster, "brisk", settings)

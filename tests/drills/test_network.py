@@ -1,4 +1,5 @@
-"""A cluster of two machines, learner here and workers there: the run of one machine, also when the link breaks."""
+"""A cluster of two machines, the learner on one and workers on the other: the same run as on one machine, even when the
+link breaks."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(not possible(), reason="network namespaces can only be made by root"),
 ]
-# With DRILL_WHOLE=1 the quickstart as it ships.
+# With DRILL_WHOLE=1, the quickstart as it ships.
 SMALL = (
     "data.limit=512",
     "train.steps=4",
@@ -38,7 +39,7 @@ SETTINGS = (
     "rollout.kv_cache_gib=0.1",
     "log.tensorboard=false",
 )
-# A pool of the cluster's.
+# The code of a pool in the cluster.
 POOL = f"""
 from rollout.engine import EngineSettings, PoolSettings
 from rollout.pool.ray_pool import RayPool
@@ -58,7 +59,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def local(cluster: Cluster) -> Path:
-    """The same run on one machine, in a cluster of its own."""
+    """The same run on one machine, in its own cluster."""
     ended = train(cluster.place / "l", *SETTINGS, settings=(), timeout_s=3000)
     assert ended.code == 0, ended.output
     return cluster.place / "l" / "runs" / "quickstart"
@@ -82,12 +83,12 @@ def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -
     asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert asked.returncode != 0
     assert f"PoolError: rollout.address is {HEAD}:6379, and no Ray cluster there takes this process" in asked.stderr
-    assert "InvalidAuthToken" in asked.stderr  # Ray's own line
+    assert "InvalidAuthToken" in asked.stderr  # Ray's own message
 
 
 @pytest.mark.parametrize("cut_s", [30])
 def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s: int) -> None:
-    """No prompt is lost, and the run goes on when the link is there again."""
+    """No prompt is lost, and the run continues when the link is back."""
     name = f"cut{cut_s}"
     with cluster.training(name, *SETTINGS) as process:
         until(lambda: (cluster.steps(name) >= 1 and pool_workers("generate")) or process.poll() is not None, 600)
@@ -95,7 +96,7 @@ def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s:
             before = cluster.steps(name)
             time.sleep(cut_s)
             assert process.poll() is None, cluster.output(name).read_text()
-            assert cluster.steps(name) <= before + 1  # what was sampled already
+            assert cluster.steps(name) <= before + 1  # only what had been sampled already
         start = time.monotonic()
         until(lambda: cluster.steps(name) > before + 1 or process.poll() is not None, 600)
         print(f"link cut for {cut_s} s in step {before + 1}: the next was done {time.monotonic() - start:.1f} s later")
@@ -106,7 +107,8 @@ def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s:
 
 
 def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) -> None:
-    """As after a longer cut, when the cluster counts the machine as dead: it is for others to start Ray there again."""
+    """As after a longer cut, when the cluster has declared the machine dead: someone else must start Ray there
+    again."""
     with cluster.training("lost", *SETTINGS) as process:
         until(lambda: (cluster.steps("lost") >= 1 and pool_workers("generate")) or process.poll() is not None, 900)
         cluster.other.ray("stop", "--force")
@@ -118,6 +120,6 @@ def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) ->
         assert process.wait(3000) == 0, cluster.output("lost").read_text()
     print(cluster.output("lost").read_text(), flush=True)
     assert before < cluster.steps("lost")
-    # Two where another was placed on the machine before the cluster counted it as dead.
+    # Two if another worker was placed on the machine before the cluster declared it dead.
     assert read_metrics(cluster.run("lost"))[-1]["workers/lost"] in (1, 2)
     assert different(cluster.run("lost"), local) == []

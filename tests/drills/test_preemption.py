@@ -1,4 +1,4 @@
-"""SIGTERM in each phase: what is finished is saved, the run is gone; and it goes on as if nothing had been."""
+"""SIGTERM in each phase: finished work is saved, the process exits, and the run resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.drills.fork import TINY, Moment, train
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).resolve().parents[2]
-# One after the other in one run, which goes on after each; and the step that is saved then. The canary samples first,
-# then the evaluation before the first step, if that is still to come.
+# (phase, occurrence, step that is saved then), one after the other in one run, which resumes after each. The canary
+# samples first, then the evaluation before the first step, if that is still to come.
 ASKED = [
     ("starting vLLM", 0, 0),
     ("sampling", 2, 0),
@@ -36,7 +36,6 @@ ASKED = [
 
 
 def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(reference: Reference, tmp_path: Path) -> None:
-    """A run that is told to stop saves and goes on bit for bit."""
     run = tmp_path / "runs" / "quickstart"
     for phase, occurrence, step in ASKED:
         moment = Moment(phase=phase, occurrence=occurrence, do="terminate")
@@ -60,7 +59,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @contextmanager
 def on_two_ranks(place: Path, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command under torchrun, with its output in a file; whatever happens, nothing of it is left."""
+    """The command under torchrun, with its output in a file. Nothing of it is left afterwards, whatever happens."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [*TORCHRUN, "-m", "rl_engine.train", "--config", "quickstart.yaml", *TINY, "eval.every=0", *settings]
     with (place / "output.txt").open("w") as output:
@@ -83,7 +82,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def stopped(place: Path, process: subprocess.Popen[bytes], after: int, ask: Callable[[], None], name: str) -> int:
-    """Ask when so many steps are recorded and the next is under way; the step that was saved."""
+    """Ask when `after` steps are recorded and the next is under way → the step that was saved."""
     run, text = place / "runs" / "quickstart", place / "output.txt"
     deadline = time.monotonic() + 900
     while len(read_metrics(run)) <= after:
@@ -103,19 +102,19 @@ def stopped(place: Path, process: subprocess.Popen[bytes], after: int, ask: Call
 
 
 def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
-    """The terminal interrupts all processes, and torchrun passes it on once more: one request, not two."""
+    """The terminal interrupts all processes, and torchrun passes the signal on again: one request, not two."""
     with on_two_ranks(tmp_path, "train.steps=100") as process:
         stopped(tmp_path, process, 1, lambda: os.killpg(process.pid, signal.SIGINT), "Ctrl-C under torchrun")
 
 
 def test_a_killed_rank_ends_the_others_in_a_line(tmp_path: Path) -> None:
-    """Whichever rank it is, and whatever the other does then: the kill comes at two moments of a step."""
+    """Whichever rank is killed, and whatever the other one does then: the kill comes at two moments of a step."""
     run, text = tmp_path / "runs" / "quickstart", tmp_path / "output.txt"
     settings = "train.steps=1000", "checkpoint.every=1", "learner.zero_stage=1"
     for number, later_s in ((0, 0.3), (1, 0.0)):
         begun = len(read_metrics(run))
         with on_two_ranks(tmp_path, *settings, "--resume") as process:
-            while len(read_metrics(run)) <= begun + 2:  # two steps, of which one is saved
+            while len(read_metrics(run)) <= begun + 2:  # two steps, one of which is saved
                 assert process.poll() is None, text.read_text()
                 time.sleep(0.05)
             time.sleep(later_s)
@@ -129,7 +128,7 @@ def test_a_killed_rank_ends_the_others_in_a_line(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_hangs_is_given_up_and_the_run_goes_on(tmp_path: Path) -> None:
-    """It is stopped; then one is killed while the others still load."""
+    """A rank is suspended; afterwards each rank in turn is killed while the other still loads."""
     steps = "train.steps=4"
     for name in ("whole", "struck"):
         (tmp_path / name).mkdir()
@@ -164,7 +163,7 @@ def wait_for(process: subprocess.Popen[bytes], there: Callable[[], bool], text: 
 
 
 def test_sigterm_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
-    """A scheduler asks torchrun, or the machine of one rank goes: all leave with the same step saved."""
+    """A scheduler asks torchrun, or one rank's machine goes away: all ranks leave with the same step saved."""
     steps = "train.steps=8"
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()

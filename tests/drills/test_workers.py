@@ -1,4 +1,5 @@
-"""Workers killed, stopped, slowed while they sample, load an adapter, evaluate: the run is the one nobody touched."""
+"""Workers are killed, stopped and slowed while they sample, load an adapter or evaluate: the run equals the undisturbed
+one."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ SETTINGS = (
     "train.steps=20",
     "eval.every=2",
 )
-# How the pool gets its workers, and what differs. Also how long a worker that is stopped while it loads an adapter is
-# waited for: as long as for one that starts.
+# How the pool gets its workers, and the settings that differ. A worker that is stopped while it loads an adapter is
+# waited for as long as one that starts.
 ENGINES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "scripted": (partial(workers_with, unhurried), ("rollout.start_timeout_s=60", *UNCHECKED)),
     "vllm": (as_it_is, ("rollout.start_timeout_s=120",)),
@@ -46,7 +47,7 @@ def stop(worker: psutil.Process, _: str) -> None:
 
 
 def slow(worker: psutil.Process, doing: str) -> None:
-    """A tenth of its speed, until it has done what it is at."""
+    """Slow the worker to a tenth of its speed until it has finished what it is doing."""
     while is_at(worker, doing):
         worker.suspend()
         time.sleep(0.18)
@@ -60,7 +61,7 @@ def is_at(worker: psutil.Process, doing: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What befalls the worker when so many steps are recorded or more, in a phase."""
+    """What happens to a worker in a phase, once `steps` steps are recorded."""
 
     inflict: Callable[[psutil.Process, str], None]
     phase: str
@@ -68,17 +69,17 @@ class Fault:
 
 
 def in_phase(run: Path, fault: Fault) -> bool:
-    """Whether the step under way is one for the fault, and what is sampled now belongs to its phase."""
+    """Whether the current step is due for the fault, and what is being sampled belongs to its phase."""
     steps = len(read_metrics(run)) - 1
     if fault.phase == "sync":
         return steps >= fault.steps
-    # Then the next has been sampled and learned from: what is sampled now is the evaluation, after every second.
+    # Then the next step has been sampled and learned from, and the evaluation after every second step is being sampled.
     sampled = (run / "rollouts" / f"step{steps + 1:06d}.jsonl.gz").exists()
     evaluation = fault.phase == "evaluation"
     return steps >= fault.steps and sampled == evaluation and not (evaluation and steps % 2 == 0)
 
 
-# A load takes milliseconds, and may be missed: then the next one is struck.
+# A load takes milliseconds and may be missed; then the next one is struck.
 DOING = {"sampling": "generate", "sync": "load_adapter", "evaluation": "generate"}
 FAULTS = [
     Fault(slow, "sampling", 1),
@@ -94,7 +95,7 @@ FAULTS = [
 
 
 def strike(run: Path, faults: list[Fault], over: threading.Event) -> list[str]:
-    """Inflict one after the other; what was done."""
+    """Inflict the faults one after the other → what was done."""
     done: list[str] = []
     worker: psutil.Process | None = None
     while len(done) < len(faults) and not over.wait(0.002):
@@ -110,13 +111,12 @@ def strike(run: Path, faults: list[Fault], over: threading.Event) -> list[str]:
                 print(f"{done[-1]}: {time.monotonic() - start:.1f} s", flush=True)
                 worker = worker if fault.inflict is slow else None
         except psutil.Error:
-            worker = None  # another takes its place
+            worker = None  # another worker takes its place
     return done
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_with_harassed_workers_is_the_run_untouched(short_path: Path, engine: str) -> None:
-    """A run whose workers are harassed is the run nobody touched."""
     prepare, settings = ENGINES[engine]
     whole = train(short_path / "w", *SETTINGS, *settings, prepare=prepare)
     assert whole.code == 0, whole.output

@@ -1,4 +1,4 @@
-"""A worker that samples from an old adapter or the base under the right name: stopped before anything is learned."""
+"""A worker that samples from an old adapter or the base under the right name is stopped before anything is learned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = (
     "train.problems_per_step=8",
     "eval.every=0",
     "checkpoint.every=1",
-    # Versions a step apart differ by more than two implementations of one do.
+    # So that versions a step apart differ by more than two implementations of one version do.
     "optim.lr=1e-2",
 )
 KEY = f"policy-v{BAD:06d}"
@@ -32,7 +32,7 @@ CANARY = (
 
 
 def stopped(place: Path, *settings: str, prepare: Callable[[], None]) -> tuple[Path, str]:
-    """A run that such a worker has ended, and what it said last."""
+    """A run that such a worker has ended, and the end of its output."""
     ended = train(place, *SETTINGS, *settings, prepare=prepare)
     message = " ".join(ended.output.split())[-1000:]
     print(message, flush=True)
@@ -45,21 +45,21 @@ def stopped(place: Path, *settings: str, prepare: Callable[[], None]) -> tuple[P
 def test_the_canary_sees_wrong_weights_before_sampling(
     short_path: Path, staleness: int, prepare: Callable[[], None]
 ) -> None:
-    """The canary sees wrong weights before anything is sampled."""
     run, message = stopped(short_path, f"rollout.max_staleness={staleness}", prepare=prepare)
     assert any(f"{KEY} {words}" in message for words in CANARY)
     assert AdapterStore(run / "adapters").versions()[-1] == BAD
 
 
 def test_the_gap_sees_them_ahead_of_the_learner(short_path: Path) -> None:
-    """The canary was answered rightly. With a step ahead, the next one still takes what the version before sampled."""
+    """The canary was answered rightly. Sampling a step ahead, the next step still takes what the version before
+    sampled."""
     run, message = stopped(short_path, "rollout.max_staleness=1", prepare=STALE_AFTER_CANARY)
     assert f"completions of {KEY}, against {KEY} as it was" in message
     assert AdapterStore(run / "adapters").versions()[-1] == BAD + 1
 
 
 def test_nothing_is_learned_from_them(short_path: Path) -> None:
-    """The gap stops the step; resumed with a worker that does what it says, the run is the one nobody touched."""
+    """The gap check stops the step. Resumed with an honest worker, the run equals the undisturbed one."""
     run, message = stopped(short_path / "b", prepare=BASE_AFTER_CANARY)
     assert f"version {BAD}: the sampler's log-probabilities are not the learner's" in message
     assert AdapterStore(run / "adapters").versions()[-1] == BAD

@@ -1,4 +1,4 @@
-"""Spectra of updates: against the dense decomposition, against PEFT's own ΔW, and what is said of files."""
+"""Spectra of updates, compared with the dense decomposition and with PEFT's own ΔW, and what is said about files."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_the_scale_follows_the_patterns() -> None:
 
 
 def publish(store: AdapterStore, version: int, tensors: dict[str, Tensor], **manifest: Any) -> None:
-    """A version as a run of `method: full` publishes it."""
+    """Publish a version as a run with `method: full` does."""
 
     def write(directory: Path) -> None:
         save_file(tensors, directory / "model.safetensors")
@@ -172,7 +172,7 @@ def test_a_whole_model_is_compared_with_version_0_of_its_run(full_run: Path) -> 
     for number, version in enumerate(versions):
         (spectrum,) = version.spectra
         assert spectrum.module == "model.layers.0.mlp.up_proj"
-        # All entries moved by the same amount, but for bfloat16: one direction.
+        # All entries moved by the same amount, up to bfloat16's rounding: one direction.
         assert spectrum.frobenius == pytest.approx(number * 24**0.5, rel=0.01)
         assert spectrum.energy_rank == (number > 0)
         assert (spectrum.rank, spectrum.norm_a) == (4, None)
@@ -192,7 +192,7 @@ def test_a_whole_model_without_its_base_asks_for_it(full_run: Path) -> None:
 
 
 def adapter(directory: Path, b: Tensor, **peft_config: Any) -> Path:
-    """An adapter of one module with A = (1, 0, 0)."""
+    """Write an adapter of one module, with A = (1, 0, 0)."""
     directory.mkdir(parents=True)
     (directory / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2, **peft_config})
@@ -209,7 +209,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_the_command_shows_and_writes_what_it_found(tmp_path: Path) -> None:
-    """Versions, kinds of layers, and with `--modules` each module."""
+    """It shows versions, kinds of layers, and each module with `--modules`."""
     paths = [adapter(tmp_path / f"v{number:06d}", torch.full((4, 1), float(number))) for number in range(2 * ROWS + 1)]
     code, output = run(*paths, "--plot", tmp_path / "made" / "s.png", "--output", tmp_path / "s.json")
     assert code == 0, output
@@ -303,7 +303,7 @@ def test_modules_of_all_layers_and_experts_are_of_a_kind() -> None:
 
 @pytest.mark.parametrize("factors", [True, False], ids=["adapter", "whole model"])
 def test_the_figure_has_no_shape_of_an_update_of_nothing(factors: bool, tmp_path: Path) -> None:
-    """A stable rank that goes from 0 to 1 at rank 1 would tell of something that has not happened."""
+    """A stable rank that rises from 0 to 1 at rank 1 would suggest something that has not happened."""
 
     def version(number: int) -> VersionSpectra:
         spectra = tuple(

@@ -34,7 +34,7 @@ def merge(adapter: Path, output: Path, *more: str) -> Result:
 
 
 def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
-    """The run itself stands for its newest version, as nothing says which is best."""
+    """A run stands for its newest version if nothing says which one is best."""
     result = merge(run, tmp_path / "models" / "merged")
     assert result.exit_code == 0, result.output
     assert "embedded + " in result.stdout

@@ -15,7 +15,7 @@ from tests.helpers.planned import HIDDEN, LAYERS, MLP, VOCABULARY
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory that holds a config and nothing else."""
+    """A model directory that holds only a config.json."""
     directory = tmp_path_factory.mktemp("models") / "Qwen3-8B-Base"
     model_config = Qwen3Config(
         hidden_size=HIDDEN,

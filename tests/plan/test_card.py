@@ -1,4 +1,4 @@
-"""What `auto` comes to on a card, worked out for cards of several sizes, and what is refused there."""
+"""What `auto` resolves to on cards of several sizes, and what is refused there."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_small_model_on_a_large_card_needs_no_sleep(qwen: nn.Module) -> None:
     assert settled.rollout.sleep is False
     memory = estimate(settled, qwen, 1, gpu_gib=80.0)
     needed = max(memory.needed(phase) for phase in PHASES)
-    # All but the margin is used, or nine tenths are the sampler's.
+    # All memory but the margin is used, or the sampler has nine tenths of the card.
     assert 74 < needed <= 76.001
     assert sampler_line(settled) == f"{settled.rollout.card_share:.0%} of the card, awake while the learner works"
 
@@ -76,13 +76,13 @@ def test_where_both_do_not_fit_the_sampler_sleeps(qwen: nn.Module) -> None:
     ],
 )
 def test_what_was_given_stays(given: tuple[str, ...], found: tuple[float, bool], qwen: nn.Module) -> None:
-    """A share that does not fit beside the learner sleeps, unless it was told not to: then the run is refused."""
+    """A sampler whose share does not fit beside the learner sleeps. If it was told not to, the run is refused."""
     rollout = settle_share(load_config("deepmath.yaml", [*MIDDLE, *given]), qwen, 1, 80.0).rollout
     assert (rollout.memory_fraction, rollout.sleep) == found
 
 
 def test_a_share_is_of_what_is_free(qwen: nn.Module) -> None:
-    """Another process holds half of the card: what is left is shared out, in parts of the whole."""
+    """Another process holds half of the card. The rest is divided, in fractions of the whole card."""
     config = load_config("deepmath.yaml", [*MIDDLE, "rollout.sleep=true"])
     settled = settle_share(config, qwen, 1, 80.0, free_gib=40.0)
     assert 35 < estimate(settled, qwen, 1, gpu_gib=80.0).needed("rollout") <= 36
@@ -92,7 +92,7 @@ def test_a_card_of_its_own_is_a_workers_to_fill(qwen: nn.Module) -> None:
     pooled = settle_share(load_config("deepmath.yaml", [*MIDDLE, "rollout.placement=ray"]), qwen, 1, 80.0)
     assert pooled.rollout.memory_fraction == 0.9
     assert sampler_line(pooled) == "90% of a card of its own for each worker"
-    # Written down, it is a configuration that can be run again.
+    # The recorded configuration can be run again.
     assert pooled.rollout.sleep == "auto"
 
 
@@ -147,7 +147,7 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path) -> N
 
 
 def test_a_run_of_a_cpu_does_not_go_on_in_float32_on_a_card(tmp_path: Path) -> None:
-    """`auto` is no way out: it is what the run began in."""
+    """`auto` is no way out: on resume it means the precision that the run began in."""
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path}"])
     (tmp_path / "config.yaml").write_text(settle_precision(config, "cpu").to_yaml())
     with pytest.raises(ConfigError, match=rf"alone, and the run in {tmp_path} began in it: .* on a CPU$"):

@@ -1,4 +1,4 @@
-"""Several runs on one card: as many at a time as it has room for, and one at a time where that is one."""
+"""Several runs on one card: as many at a time as it has room for, which may be one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from rl_engine.train.resolve import resolve_settings, resolve_together
 ON_CARD = Ranks(0, 1, torch.device("cuda:0"))
 SETTINGS = ("train.problems_per_step=16", "sampling.n=8", "sampling.max_tokens=3000", "optim.lr=1e-5")
 ROOMY, TIGHT, SMALL = 80.0, 40.0, 16.0
-"""GiB of a card on which the sampler of an 8B model stays awake, of one on which it has to sleep, of one too small."""
+"""In GiB: a card on which the sampler of an 8B model stays awake, one on which it has to sleep, and one that is too
+small."""
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Gives the machine a card of so many GiB."""
+    """Give the machine a card with the given GiB."""
 
     def give(gib: float) -> None:
         class Card:
@@ -52,7 +53,8 @@ def runs(tmp_path: Path) -> list[Config]:
 
 
 def test_a_card_with_room_for_one_run_takes_one_at_a_time(card: Callable[[float], None], runs: list[Config]) -> None:
-    """Asleep while it learns, as it would alone: awake beside three learners is more than there is."""
+    """The sampler sleeps while the run learns, as it would alone. Awake beside three learners, it would need more than
+    there is."""
     card(TIGHT)
     alone = resolve_settings(runs[2], ON_CARD, resume=False)
     assert alone.rollout.sleep is True
@@ -95,7 +97,7 @@ def test_a_card_without_room_for_one_run_is_refused(card: Callable[[float], None
 
 
 def test_the_sampler_sleeps_for_all_if_it_has_to_for_one(card: Callable[[float], None], runs: list[Config]) -> None:
-    """One sampler serves them one after the other: it has one share, which is there for the largest of them."""
+    """One sampler serves the runs one after the other, with one share that suffices for the largest of them."""
     card(TIGHT)
     light = load_config("qwen3_math.yaml", [*SETTINGS, "sampling.max_tokens=256", "output_dir=light"])
     heavy = load_config("qwen3_math.yaml", [*SETTINGS, "sampling.max_tokens=16000", "output_dir=heavy"])

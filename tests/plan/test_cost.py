@@ -1,4 +1,4 @@
-"""docs/cost.md: hours, prices and GiB are what the commands beside them print, and README.md repeats them."""
+"""docs/cost.md: its hours, prices and GiB are what the commands beside them print, and README.md repeats them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cost.md").read_text()
 README = (ROOT / "README.md").read_text()
 PRICES = {"RTX 4090": 0.5, "H100": 2.5, "H200": 3.5}
-"""Dollars an hour, as the page assumes them."""
+"""Dollars per hour that the page assumes."""
 COMMAND = "python -m rl_engine.plan "
 MEASURED = ("--mfu", "0.2")
-"""The learner as fast as on the one card that was measured; the default is an assumption."""
+"""The learner's utilization on the one card that was measured; the default is an assumption."""
 
 
 def rows_of(page: str) -> list[list[str]]:
-    """Cells of every row of a table that has one of these commands in it."""
+    """The cells of every table row that contains one of these commands."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
     return [cells for cells in rows if any(COMMAND in cell for cell in cells)]
 
@@ -31,7 +31,7 @@ LENGTHS = [cells for cells in rows_of(PAGE) if len(cells) == 2]
 
 
 def planned(command: str, *more: str) -> tuple[float, float]:
-    """(hours of the run, the most GiB that one card needs)."""
+    """(hours of the run, the most GiB that one card needs in any phase)."""
     done = CliRunner().invoke(app, [*command.strip("`").removeprefix(COMMAND).split(), *more])
     assert done.exit_code == 0, done.output
     hours = re.search(r"^the run, hours +([\d.,]+)", done.output, re.MULTILINE)

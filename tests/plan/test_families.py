@@ -1,4 +1,4 @@
-"""Public shapes whose cache, heads and feed-forward layers are not those of a Llama: counted by hand."""
+"""Published architectures whose cache, heads and feed-forward layers differ from Llama's, counted by hand."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ LLAMA_4_MAVERICK: dict[str, Any] = {
 }
 QWEN3_NEXT: dict[str, Any] = {"model_type": "qwen3_next"}
 LFM2: dict[str, Any] = {"model_type": "lfm2"}
-# (bytes of a token's cache in bfloat16, multiply-adds for a position attended to, feed-forward width)
+# (bytes of KV cache per token in bfloat16, multiply-adds per attended position, feed-forward width)
 BY_HAND = {
     # A latent of 512 and 64 rotated values in each of 61 layers; 128 heads with keys of 128 + 64 and values of 128;
     # eight experts of 2048 and a shared one.
     "deepseek": (DEEPSEEK_V3, 671_026_404_352, (61 * 576 * 2, 61 * 128 * (192 + 128), 9 * 2048)),
     # Every other layer is dense, and twice as wide as an expert.
     "llama4": (LLAMA_4_MAVERICK, None, (48 * 2 * 8 * 128 * 2, 48 * 2 * 40 * 128, 16384)),
-    # Two thirds of the 12288 that it states; all 32 layers attend.
+    # Two thirds of its stated 12288; all 32 layers attend.
     "lfm2": (LFM2, None, (32 * 2 * 8 * 80 * 2, 32 * 2 * 32 * 80, 8192)),
     # Every fourth layer attends. Ten experts of 512, and a shared one.
     "qwen3_next": (QWEN3_NEXT, 79_674_391_296, (12 * 2 * 2 * 256 * 2, 12 * 2 * 16 * 256, 11 * 512)),
@@ -90,7 +90,7 @@ def test_what_cannot_be_trained_is_told_with_a_way_out(
     ["mamba", "mamba2", "jamba", "falcon_h1", "zamba2", "nemotron_h", "granitemoehybrid", "qwen3_next", "lfm2_moe"],
 )
 def test_states_are_as_large_as_vllm_makes_them(kind: str) -> None:
-    """Of every layer that has one, at the published sizes; in float32 where vLLM has them so."""
+    """The states of all layers that have one, at the published sizes, in float32 where vLLM stores them so."""
     model_config = AutoConfig.for_model(
         kind, **({"layer_types": ["conv", "full_attention"] * 16} if "lfm2" in kind else {})
     )
@@ -103,7 +103,7 @@ def test_states_are_as_large_as_vllm_makes_them(kind: str) -> None:
         num_speculative_tokens=0,
     )
     if kind == "lfm2_moe":
-        model_config.conv_dim = model_config.hidden_size  # which its checkpoints state
+        model_config.conv_dim = model_config.hidden_size  # as its checkpoints state
     conv, *recurrent = (math.prod(shape) for shape in served.get_mamba_state_shape_from_config(asked))
     stateful = sum(one in ("linear_attention", "conv", "hybrid") for one in layer_kinds(model_config))
     assert stateful > 0
@@ -117,7 +117,7 @@ def test_states_are_as_large_as_vllm_makes_them(kind: str) -> None:
 
 
 def test_layers_that_share_keys_and_values_keep_none(tmp_path: Path) -> None:
-    """The last 15 of Gemma 3n's 35 layers take those of layers before them."""
+    """The last 15 of Gemma 3n's 35 layers use the keys and values of earlier layers."""
     values = {"model_type": "gemma3n_text", "num_hidden_layers": 35, "num_kv_shared_layers": 15}
     widths = Widths.of(load_meta_model(written(tmp_path, values)))
     assert (widths.attending, widths.kv_bytes(2)) == (35, 20 * 2 * 2 * 256 * 2)
@@ -127,7 +127,7 @@ def test_layers_that_share_keys_and_values_keep_none(tmp_path: Path) -> None:
     ("values", "said"),
     [
         (QWEN3_NEXT, "(linear_attention) attend to nothing; the states that a sequence has there, 37.69 MiB,"),
-        # Nothing grows with the tokens of a sequence.
+        # Nothing grows with the length of a sequence.
         ({"model_type": "mamba"}, "(linear_attention) attend to nothing; the states that a sequence has there"),
         ({"model_type": "gemma2"}, "some do not (sliding_attention): those compute and keep less"),
         ({"model_type": "qwen3"}, None),

@@ -1,4 +1,4 @@
-"""The rule for the rate: the published values, what moves them, and what it says of itself."""
+"""The rule for the learning rate: the published values, what changes them, and how it explains itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_short_runs_of_lora_take_half_as_much_again(steps: int, ratio: int) -> N
 
 
 def test_an_unknown_family_gets_the_part_without_family() -> None:
-    """And is said to be unknown."""
+    """The explanation names the family."""
     assert rate(("gemma3", 4096)) == pytest.approx(5e-4)
     assert rate(("gemma3", 1024), rl=True) == pytest.approx(4e-5)
     for rl in (False, True):
@@ -46,10 +46,10 @@ def test_an_unknown_family_gets_the_part_without_family() -> None:
 
 
 def test_reinforcement_learning_starts_at_4e_5() -> None:
-    """And stays in the recipes' range."""
+    """It stays within the recipes' range."""
     assert rate(LLAMA_8B, rl=True) == rate(QWEN3_8B, rl=True) == 4e-5
     assert rate(("llama", 8192), rl=True) == pytest.approx(4e-5 * 2**-0.781)
-    # 1.85e-4 and 3.7e-6 before they are brought back.
+    # 1.85e-4 and 3.7e-6 before they are limited to the range.
     assert rate(("llama", 576), rl=True) == 8e-5
     assert rate(("llama", 2**17), rl=True) == 1e-5
     assert "kept within the range: 8e-05" in said(("llama", 576), rl=True)
@@ -62,7 +62,7 @@ def test_full_fine_tuning_takes_the_same_share_of_it(steps: int, ratio: int) -> 
 
 
 def test_a_small_model_is_told_that_no_recipe_is_for_it() -> None:
-    """And what the supervised rule gives."""
+    """The explanation also gives the rate of the supervised rule."""
     text = said(EMBEDDED, rl=True)
     assert "hidden size 192 is far below" in text
     assert "hidden size" not in said(QWEN3_8B, rl=True)
@@ -72,7 +72,7 @@ def test_a_small_model_is_told_that_no_recipe_is_for_it() -> None:
 
 
 def test_the_rate_of_a_run_counts_its_updates(make_config: Any) -> None:
-    """And reads family and hidden size from the model's configuration."""
+    """Family and hidden size come from the model's configuration."""
     llama = LlamaConfig(hidden_size=8192)
     config = make_config("train.steps=30", "learner.updates_per_step=3")
     assert rate_of_run(config, llama) == learning_rate("llama", 8192, method="lora", steps=90, reinforcement=True)

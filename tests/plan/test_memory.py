@@ -1,4 +1,4 @@
-"""The memory a run will need, worked out by hand for Llama-3.1-8B and compared with what a step was seen to take."""
+"""The memory a run needs, worked out by hand for Llama-3.1-8B and compared with what a step was measured to take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from rl_engine.train import assemble as assembling
 ROOT = Path(__file__).parents[2]
 LLAMA_PARAMETERS = 8_030_261_248
 LLAMA_RANK_1 = 2_621_440
-"""Of `lora.targets: all`: 1,769,472 in the MLPs and 851,968 in attention."""
+"""For `lora.targets: all`: 1,769,472 in the MLPs and 851,968 in attention."""
 BF16, FP32 = 2, 4
 
 
@@ -94,8 +94,8 @@ def test_rank_1_on_llama_is_the_frozen_base_and_next_to_nothing(config: Config, 
 
 
 def test_full_fine_tuning_is_4_4_8_bytes_a_parameter(config: Config, llama: nn.Module) -> None:
-    """Besides masters, gradients and moments a cast copy, and for a KL penalty a frozen reference, each in the model's
-    precision."""
+    """Besides masters, gradients and moments, there is a cast copy, and for a KL penalty a frozen reference, each in
+    the model's precision."""
     penalized = {"method": "full", "loss": {"kl_coef": 0.1}}
     assert of_llama(with_settings(config, method="full"), llama).part("reference weights") == 0
     memory = of_llama(with_settings(config, **penalized), llama)
@@ -140,13 +140,13 @@ def test_offloading_moves_the_optimizer_off_the_gpu(config: Config, llama: nn.Mo
     near = with_settings(config, method="full", learner={"zero_stage": 2})
     away = with_settings(config, method="full", learner={"zero_stage": 2, "offload_optimizer": True})
     near_gpu, away_gpu = (of_llama(made, llama, gpu_gib=80.0).needed("learn") for made in (near, away))
-    # Moments, gradients and DeepSpeed's copy of the masters.
+    # The moments, the gradients and DeepSpeed's copy of the masters.
     assert near_gpu - away_gpu == pytest.approx(LLAMA_PARAMETERS * 16 / GIB)
     assert of_llama(near, llama).needed("learn") == pytest.approx(of_llama(away, llama).needed("learn"))
 
 
 def test_on_a_gpu_the_sampler_has_its_fraction(config: Config, llama: nn.Module) -> None:
-    """And sleeps while the learner works."""
+    """It sleeps while the learner works."""
     asleep = of_llama(config, llama, gpu_gib=80.0)
     assert asleep.part("sampler") == pytest.approx(0.45 * 80)
     assert asleep.part("KV cache") == 0
@@ -154,27 +154,27 @@ def test_on_a_gpu_the_sampler_has_its_fraction(config: Config, llama: nn.Module)
         sum(asleep.part(name) for name in ("base weights", "adapter", "Adam's moments", "CUDA context"))
     )
     awake = of_llama(with_settings(config, rollout={"sleep": False}), llama, gpu_gib=80.0)
-    # Asleep it keeps something of the card all the same.
+    # Even asleep, it keeps some of the card's memory.
     assert asleep.part("asleep on the card") == 2.0
     assert awake.needed("learn") - asleep.needed("learn") == pytest.approx(36.0 - 2.0)
     assert asleep.needed("learn", on_host=True) - awake.needed("learn", on_host=True) == pytest.approx(14.957, abs=1e-3)
 
 
 def test_every_worker_on_this_machine_is_counted(config: Config, llama: nn.Module) -> None:
-    """And shares no GPU with the learner."""
+    """None of them shares a GPU with the learner."""
     alone = of_llama(config, llama)
     pool: dict[str, Any] = {"placement": "ray", "workers": 3, "max_staleness": 2}
     memory = of_llama(with_settings(config, rollout=pool), llama)
     assert memory.part("KV cache, 3 workers") == 3 * 2.0
     assert memory.part("sampler weights, 3 workers") == pytest.approx(3 * 2 * LLAMA_PARAMETERS * BF16 / GIB)
-    # A slot and three versions of it, where in process there is the newest alone.
+    # Each has a slot and three versions of the adapter; in process there is only the newest version.
     assert memory.part("sampler adapter, 3 workers") == pytest.approx(3 * 4 / 2 * alone.part("sampler adapter"))
     assert memory.part("sampler libraries, 3 workers") == pytest.approx(3 * alone.part("libraries"))
     assert memory.part("sampler weights") == memory.part("KV cache") == 0
     assert memory.needed("learn") > alone.needed("learn") + 2 * (2.0 + alone.part("sampler weights"))
     with pytest.raises(ConfigError, match=r"sampler weights, 3 workers.*rollout\.workers"):
         check_fits(memory, Available(device_gib=90.0, host_gib=90.0))
-    # Of several ranks on the machine each has its share of the room, and of the workers.
+    # Each of several ranks on the machine has its share of the memory, and of the workers.
     assert of_llama(with_settings(config, rollout=pool), llama, ranks=3).part("KV cache, 3 workers") == pytest.approx(
         2.0
     )
@@ -271,7 +271,7 @@ def test_a_run_that_cannot_fit_is_refused_before_loading(
 
 @pytest.mark.engine
 def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path) -> None:
-    """Against the peaks that one whole step of it was measured to have."""
+    """Compared with the peaks measured in one whole step of it."""
     if torch.cuda.is_available():
         pytest.skip("of a process on a CPU; `benchmarks.gpu_contact` compares on a card")
     settings = (
@@ -339,7 +339,7 @@ FULL = ("method=full", "learner.zero_stage=3")
 def test_docs_gpu_shows_what_the_estimate_says(
     model: str, gpu_gib: float, ranks: int, settings: tuple[str, ...], row: tuple[float, float, float]
 ) -> None:
-    """`deepmath.yaml` on the cards of docs/gpu.md: sampling, learning and host memory in GiB."""
+    """`deepmath.yaml` on the cards of docs/gpu.md: GiB for sampling, for learning, and in host memory."""
     meta_model = qwen3(**QWEN3[model])  # type: ignore[arg-type]
     config = settle_share(load_config("deepmath.yaml", settings), meta_model, ranks, gpu_gib)
     memory = estimate(config, meta_model, ranks, gpu_gib=gpu_gib)
@@ -351,7 +351,7 @@ def test_docs_gpu_shows_what_the_estimate_says(
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
 def test_experts_with_adapters_count_what_a_pass_keeps_of_them(kind: str, config: Config) -> None:
-    """PEFT adds B·A to every stack of experts as a whole, and keeps the sums. Seen for 30B-A3B: 57 GB more."""
+    """PEFT adds B·A to each stack of experts as a whole, and keeps the sums. Measured for 30B-A3B: 57 GB more."""
     sizes = {
         "vocab_size": 64,
         "hidden_size": 64,
@@ -366,7 +366,7 @@ def test_experts_with_adapters_count_what_a_pass_keeps_of_them(kind: str, config
     size_of = {targets: of_storages_kept(model, targets) for targets in ("attention", "all")}
     stacks = 2 * 16 * (64 * 2 * 64 + 64 * 64)
     counted = expert_sum_bytes(with_settings(config, lora={"targets": "all"}), model, FP32)
-    # One stack's gradient comes on the way back.
+    # The gradient of one stack is added in the backward pass.
     assert counted == FP32 * (stacks + 16 * 64 * 2 * 64)
     assert size_of["all"] - size_of["attention"] == pytest.approx(FP32 * stacks, rel=0.1)
     assert expert_sum_bytes(with_settings(config, lora={"targets": "attention"}), model, FP32) == 0
@@ -375,7 +375,7 @@ def test_experts_with_adapters_count_what_a_pass_keeps_of_them(kind: str, config
 
 
 def of_storages_kept(model: nn.Module, targets: str) -> int:
-    """Bytes of what a forward pass of a few tokens keeps for the backward pass beside the model's parameters."""
+    """The bytes that a forward pass of a few tokens keeps for the backward pass, without the model's parameters."""
     adapted, _ = add_adapter(copy.deepcopy(model), LoraConfig(rank=2, targets=targets), seed=0)
     owned = {parameter.untyped_storage().data_ptr() for parameter in adapted.parameters()}
     kept: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What a run computes, holds and warns of, against figures worked by hand."""
+"""What a run computes, holds and warns about, against figures worked by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_of_a_mixture_a_token_passes_the_active_experts_alone(tmp_path: Path) ->
     ],
 )
 def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None, beside: dict[str, Any]) -> None:
-    """What a token passes through stands in the language model's part of the configuration, by one of two names."""
+    """The number of active experts is in the language model's part of the configuration, under one of two names."""
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
     if name is None:
         model_config = AutoConfig.for_model(kind, **sizes, intermediate_size=24, num_experts_per_tok=2)
@@ -97,7 +97,8 @@ def test_a_rank_of_its_own_costs_a_layer_its_own_multiply_adds(meta_model: nn.Mo
 
 
 def test_layers_of_different_sizes_count_as_the_largest() -> None:
-    """Gemma 4's heads are 512 wide where they attend to everything; Gemma 3n lists its feed-forward widths."""
+    """Gemma 4's heads are 512 wide in layers that attend to everything; Gemma 3n lists the width of each feed-forward
+    layer."""
     for kind, name, largest in (("gemma4_text", "head_dim", 512), ("gemma3n_text", "intermediate", 96)):
         sizes = {"num_hidden_layers": 6, "hidden_size": 64, "vocab_size": 64}
         more = {"intermediate_size": [32] * 5 + [96], "num_kv_shared_layers": 0} if kind == "gemma3n_text" else {}
@@ -132,7 +133,7 @@ def test_passes_made_again(meta_model: nn.Module) -> None:
     assert recomputed() == 0
     assert recomputed("learner.gradient_checkpointing=true") == pytest.approx(forward - logits)
     assert recomputed("loss.kl_coef=0.1") == pytest.approx(base)
-    # Scored before the first update is what is learned from after it.
+    # The first update needs no separate scores: only the batches of later updates are scored beforehand.
     for loss in ("loss.sampler_correction=token_truncate", "loss.name=ppo_clip"):
         assert recomputed(loss) == 0
         assert recomputed(loss, "learner.updates_per_step=4") == pytest.approx(3 / 4 * forward)
@@ -147,13 +148,13 @@ def test_a_cpu_computes_the_prompt_of_a_group_once(meta_model: nn.Module) -> Non
         for device_type in ("cpu", "cuda")
     )
     assert once.sampling == each.sampling
-    # All 16 copies but one, and no logits in them: two passes of the frozen matrices, three of all else.
+    # All 16 copies but one, without logits: two passes of the frozen matrices, three of everything else.
     prompt = 1000 * (2 * MATRICES + 3 * RANK_1) + 3 * 1000 * 1001 / 2 * LAYERS * 2 * 32 * 128
     assert each.learning - once.learning == pytest.approx(2 * 32 * 15 * prompt)
 
 
 def test_capacity_is_two_bits_a_parameter(meta_model: nn.Module) -> None:
-    """And information a bit an episode."""
+    """An episode carries one bit of information."""
     # The paper's count for MATH: 10,000 problems × 32 completions against rank 1.
     made = planned(meta_model, "train.steps=400", "train.problems_per_step=25", "sampling.n=32")
     assert made.capacity.information_bits == 320_000
@@ -243,7 +244,7 @@ def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start:
 
 
 def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module) -> None:
-    """Two bits each, whatever the rank; recipes' rates and scales say nothing of them."""
+    """Two bits for each number, whatever the rank. The recipes' rates and scales do not apply to them."""
     made = planned(meta_model, "lora.init=tiny", "lora.rank=2", "lora.numbers=100", "lora.alpha=8", "optim.lr=0.1")
     assert (made.groups, made.capacity.bits, made.rule) == ({"shared by all": 100}, 200, None)
     assert made.capacity.rank == planned(meta_model).capacity.rank
@@ -254,7 +255,7 @@ def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module)
 
 
 def test_pieces_leave_no_worker_idle_where_prompts_suffice(meta_model: nn.Module) -> None:
-    """The documented recipe, 32 problems for 16 workers, by itself; and what is sampled ahead is work too."""
+    """The documented recipe, 32 problems for 16 workers, needs no setting; what is sampled ahead counts as work too."""
     assert planned(meta_model, *WORKERS).warnings == {}
     assert deepmath(*WORKERS).training_piece == 2
     ahead = (*WORKERS, "rollout.workers=48", "rollout.max_staleness=1")
@@ -269,7 +270,7 @@ def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module,
 
 
 def test_a_small_model_may_learn_faster_than_the_recipes(make_config: Any) -> None:
-    """And not slower."""
+    """A slower rate is warned about."""
     embedded = load_meta_model(make_config().model)
     assert forecast(make_config(), embedded, device_type="cpu").warnings == {}
     assert "rate" in forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu").warnings

@@ -65,7 +65,7 @@ def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module
     assert fit.time.sampling_s == pytest.approx(token_s * 8192 * 64 / 25)
     learning = made.lora.learning + made.lora.recomputed
     assert fit.time.learning_s == pytest.approx(learning / 8 / (0.4 * 989e12))
-    # With memory to spare, and a slow processor, multiply_adds are what is waited for.
+    # With memory bandwidth to spare and a slow processor, the multiply-adds are the bottleneck.
     slow = on_gpus(made, Devices(count=8, gib=80.0), DataSheet(tflops=1, tb_per_s=1000, mfu=1)).time
     assert slow is not None
     assert slow.sampling_s == pytest.approx(made.lora.sampling / 8 / 1e12)
@@ -109,7 +109,7 @@ def finished(tmp_path: Path, make_config: Any) -> Path:
 def test_a_run_of_ones_own_measures_the_speed(finished: Path, make_config: Any) -> None:
     config = make_config("sampling.max_tokens=60", "train.problems_per_step=32")
     speed = measured(finished, config, 2)
-    # 512 completions of 20 tokens in 2 and in 4 seconds, on two devices.
+    # 512 completions of 20 tokens took 2 and 4 seconds on two devices.
     assert speed.sampling == pytest.approx(2 * 10240 / 6 / 2)
     assert speed.learning == pytest.approx(10240 / 2 / 2)
     assert (speed.other_s, speed.completion_tokens) == (0.75, 20)
@@ -137,7 +137,7 @@ def test_another_models_run_measures_nothing_here(finished: Path, tmp_path: Path
 
 
 def plan(*arguments: str | Path) -> tuple[int, str]:
-    # The command forbids the hub by the environment; other tests are not to see it.
+    # The command disables the hub through the environment, which other tests must not see.
     done = CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
     return done.exit_code, done.stderr if done.exit_code else done.stdout
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_planned_is_said_plainly(arguments: tuple[str, ...], mess
 
 
 def test_the_page_is_what_the_command_prints(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/plan.md shows the command and its output: run again here, from a directory with a config.json alone."""
+    """docs/plan.md shows the command and its output. It is run again here, in a directory with only a config.json."""
     assert [path.name for path in qwen.iterdir()] == ["config.json"]
     monkeypatch.chdir(qwen.parent)
     page = (ROOT / "docs" / "plan.md").read_text().partition("## Qwen3-8B-Base")[2]

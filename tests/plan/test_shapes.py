@@ -1,4 +1,5 @@
-"""Shapes of the shipped recipes' models: they have the published numbers of parameters, and plan without a hub."""
+"""The shapes of the shipped recipes' models have the published numbers of parameters, and can be planned without a
+hub."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from rollout.models import SHAPES, hub_items_of_config, locate_config
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(str(path.parent.relative_to(SHAPES)) for path in SHAPES.glob("*/*/config.json"))
-# As the model cards and the headers of their safetensors files have them.
+# From the model cards and the headers of their safetensors files.
 PARAMETERS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "Qwen/Qwen3-0.6B": 596_049_920,
@@ -60,7 +61,7 @@ def test_a_directory_and_a_revision_come_before_the_shape(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("recipe", OF_TRAINING)
 def test_a_shipped_recipe_is_planned_without_the_hub(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No question is asked: in a process without network it would be refused and written down."""
+    """Nothing is requested: in a process without network it would be refused and recorded."""
     monkeypatch.setattr("socket.getaddrinfo", None)
     arguments = ["--config", recipe, "--devices", "8x80"]
     done = CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, arguments)
@@ -87,5 +88,5 @@ def test_a_dry_run_without_the_hub_shows_all_but_the_data(tmp_path: Path) -> Non
     loading, error = done.stderr.strip().splitlines()
     assert loading.startswith("loading ")
     assert error.startswith("error: model.name: no directory HuggingFaceTB/SmolLM2-135M-Instruct here, and the hub ")
-    # One question of ours, and one that the hub's client asks about itself before its first.
+    # One request of ours, and one that the hub's client makes on its own before its first.
     assert (tmp_path / "attempts").read_text().splitlines() == ["huggingface.co"] * 2

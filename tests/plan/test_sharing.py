@@ -1,4 +1,4 @@
-"""Who can train together, what they are called, and what they need."""
+"""Which runs can train together, how they are named, and what they need."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
         assert company.part(name) == alone.part(name)
     for name in ("adapter", "Adam's moments", "sampler adapter"):
         assert company.part(name) == pytest.approx(3 * alone.part(name))
-    # What the allocator keeps: a share of the activations for the process, and one for each run in it.
+    # Memory that the allocator keeps: a share of the activations for the process, and one for each run in it.
     assert alone.part("heap slack") == pytest.approx(alone.part("activations") / 2)
     assert company.part("heap slack") == pytest.approx(alone.part("activations"))
     assert [settle_together(configs, here, wanted)[1] for wanted in (None, 3, 9)] == [4, 3, 4]
     full = replace(here, room=Available(device_gib=1, host_gib=1))
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer run at once: --together"):
         check_together(configs, full, settle_together(configs, full, None)[1])
-    # On a GPU as many as fit, where nobody says.
+    # On a GPU, as many as fit, unless the user gives a number.
     shares = zip((1, 8, 64, 64), (0.5, 0.4, 0.5, 0.6), strict=True)
     configs = [make_config(f"lora.rank={rank}", f"rollout.memory_fraction={share}") for rank, share in shares]
     needed = max(here.together(configs, 2).needed(phase) for phase in ("rollout", "learn", "sync"))

@@ -1,4 +1,4 @@
-"""A run to be released, and a stand-in for the hub."""
+"""A run to release, and a stand-in for the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the card of a release says."""
+"""What the model card of a release says."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_hub_reads_the_scores_with_their_intervals(run: Path, tmp_path: Path
     assert (gsm8k.dataset_type, gsm8k.dataset_config, gsm8k.dataset_split) == ("openai/gsm8k", "main", "test")
     row = "| held_out (version 1) | avg@1 | 25.0 % (20.0–31.0) | **75.0 % (69.0–80.0)** | 200 × 1 | 7.5 → 22.5 |"
     assert row in card.text
-    # Of gsm8k the base model has no score.
+    # The base model has no score on gsm8k.
     assert "| gsm8k (version 1) | avg@1 | not measured | **44.4 % (40.0–49.0)** |" in card.text
 
 
@@ -49,7 +49,7 @@ def test_a_base_score_in_another_setting_is_no_comparison(run: Path, tmp_path: P
 
 
 def test_version_zero_of_a_continued_adapter_is_no_base_model(run: Path, tmp_path: Path) -> None:
-    """It went on from another adapter, whose update it has."""
+    """The run continued another adapter, and version 0 contains that adapter's update."""
     configure(run, "lora.start_from=/srv/adapters/first")
     folder = release(run, tmp_path / "folder")
     assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(folder)
@@ -67,7 +67,8 @@ def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Pa
 
 
 def test_what_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path: Path) -> None:
-    """By the digest of its manifest, whatever the row is called; and against the base model of the same file."""
+    """A row is matched by the digest of the version's manifest, whatever its name, and compared with the base model's
+    row of the same file."""
 
     def row(adapter: str, sha256: str | None, avg: float) -> dict[str, Any]:
         made = asdict(report(adapter, avg, (avg - 0.1, avg + 0.1), suite="aime2024"))
@@ -95,7 +96,7 @@ def test_the_recipe_is_the_configurations(run: Path, tmp_path: Path) -> None:
     text = table(release(run, tmp_path / "folder"))
     rows = dict(re.findall(r"^\| ([^|]+?) \| (.+) \|$", text, re.MULTILINE))
     assert rows["method"] == "LoRA of rank 2, α = 32: W + (α / rank) · B·A"
-    assert rows["targets"].endswith("28 matrices, 29,184 trained parameters")  # twice rank 1's
+    assert rows["targets"].endswith("28 matrices, 29,184 trained parameters")  # twice as many as with rank 1
     assert rows["data"] == "gsm8k, from a file"
     assert rows["sampling"] == "64 problems × 8 completions a step, at most 72 tokens, temperature 1"
     assert rows["reward"].startswith("1 for a correct final answer, else 0; a function of its own (weight 1)")

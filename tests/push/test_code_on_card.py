@@ -1,4 +1,4 @@
-"""The code on the card, executed to the letter, against a stand-in for the hub."""
+"""The code on the model card, executed verbatim against a stand-in for the hub."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<a
 
 
 def of_own_template(run: Path) -> None:
-    """Make it a supervised run whose chat template is a file that is gone since; its adapter has a copy."""
+    """Make it a supervised run whose chat template file no longer exists; its adapter has a copy."""
     settings = ["model.name=embedded", "data.chat_template=/srv/mine.jinja", "prompt.template=chat"]
     (run / "config.yaml").write_text(read_config(SftConfig, "sft_tulu3.yaml", settings).to_yaml())
     (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "tokens": 0}) + "\n")
@@ -110,7 +110,7 @@ def test_the_vllm_code_samples_from_the_adapter(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the session's engine, which stands where the code makes one; its arguments are checked by vLLM's own class."""
+    """The session's engine takes the place of the one that the code makes, whose arguments vLLM's own class checks."""
     import vllm
     from vllm.engine.arg_utils import EngineArgs
 
@@ -123,7 +123,7 @@ def test_the_vllm_code_samples_from_the_adapter(
             self._llm = vllm_engine._llm
 
         def chat(self, messages: Any, sampling: Any, lora_request: Any) -> Any:
-            # The session's other tests have used small numbers, which vLLM never forgets.
+            # The session's other tests have used small ids, which vLLM never forgets.
             lora_request.lora_int_id = 777_001
             return self._llm.chat(messages, sampling, lora_request=lora_request, use_tqdm=False)
 
@@ -132,7 +132,7 @@ def test_the_vllm_code_samples_from_the_adapter(
     outputs = execute(code)["outputs"]
     vllm_engine._llm.llm_engine.remove_lora(777_001)
     assert made == [{"model": str(EMBEDDED_DIR), "dtype": "float32", "enable_lora": True, "max_lora_rank": 8}]
-    # Greedy in float32: word for word what PEFT's code prints, which is not what the base model says.
+    # Greedy in float32: word for word what PEFT's code prints, and different from what the base model says.
     from_vllm = capsys.readouterr().out
     names = execute(peft_code)
     assert from_vllm == capsys.readouterr().out

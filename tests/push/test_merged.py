@@ -1,4 +1,4 @@
-"""The merged model of a release is PEFT's, and what rounding loses is counted."""
+"""The merged model of a release equals PEFT's, and what rounding loses is counted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_rounding_loses_is_counted_weight_by_weight(run: Path, tmp_path: Pa
 
 
 def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> None:
-    """Where output and input embedding are one matrix, merging makes them two."""
+    """If output and input embeddings are tied, merging unties them."""
     learner = trained_run(tmp_path / "run", "lora.targets=all+lm_head").model
     merge(read_trained(tmp_path / "run/adapters/latest", None), "float32", tmp_path / "merged")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -89,7 +89,7 @@ def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
 def test_both_parts_of_a_merged_wrapper_say_what_is_apart(kind: str, tmp_path: Path) -> None:
-    """vLLM asks the language model's part of the configuration, transformers the whole's."""
+    """vLLM reads the language model's part of the configuration, transformers the whole."""
     model = tiny_wrapper(kind)
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
     model.tie_weights()

@@ -1,4 +1,5 @@
-"""The way of a release to the hub, which may fail anywhere: against a stand-in that huggingface_hub really talks to."""
+"""The upload of a release, which may fail anywhere, against a stand-in for the hub that the real huggingface_hub talks
+to."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """An empty hub, where this process is logged in."""
+    """An empty hub, with this process logged in."""
     with standing_in() as hub:
         use(hub, monkeypatch, tmp_path)
         monkeypatch.setattr(hub_module, "FIRST_WAIT_S", 0.01)
@@ -85,7 +86,7 @@ def test_a_run_stands_for_its_best_version(hub: Hub, push: Push, run: Path) -> N
 
 
 def test_a_tag_never_moves(hub: Hub, push: Push, run: Path) -> None:
-    """The same files again are nothing to do, and other files need another tag."""
+    """There is nothing to do for the same files, and other files need another tag."""
     push()
     before = len(hub.requests)
     again = push()
@@ -99,12 +100,12 @@ def test_a_tag_never_moves(hub: Hub, push: Push, run: Path) -> None:
     assert "a tag never moves" in refused.output
     assert push("--tag", "v000003-gsm8k").exit_code == 0
     assert hub.repos[REPO].messages[2:] == ["v000003: gsm8k 50.0 % (40.0–60.0), held_out 75.0 % (69.0–80.0)"]
-    # The weights were there: only what is new was sent.
+    # The weights were already there: only new files were sent.
     assert set(hub.puts.values()) == {1}
 
 
 def test_another_version_takes_the_branch(hub: Hub, push: Push, run: Path) -> None:
-    """What is not a release's stays there."""
+    """Files that are not a release's stay."""
     push()
     hub.repos[REPO].commits[hub.repos[REPO].branches["main"]]["LICENSE.txt"] = b"by hand"
     (run / "curves.png").unlink()
@@ -185,7 +186,7 @@ def command(hub: Hub, run: Path, tmp_path: Path, **environment: str) -> subproce
 
 
 def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """The second large file is half way when the process is killed; the first is not sent again."""
+    """The process is killed halfway through the second large file; the first is not sent again."""
     hub.faults["put"].extend(["", "hang"])
     killed = command(hub, run, tmp_path, HF_TOKEN=TOKEN)
     assert hub.hanging.wait(300)
@@ -204,14 +205,14 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
 
 
 def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """Logged in by file, every request written to the log, the last of them refused."""
+    """The token comes from the login's file, every request is logged, and the last one is refused."""
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text(TOKEN)
     hub.faults["tag"].append("403")
     done = command(hub, run, tmp_path, HF_DEBUG="1")
     output, _ = done.communicate(timeout=300)
     assert done.returncode == 1
-    assert "curl -X POST" in output  # the log was on
+    assert "curl -X POST" in output  # logging was on
     assert "authorization: <TOKEN>" in output
     assert TOKEN not in output
     assert len(hub.puts) == 2
@@ -223,7 +224,7 @@ def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
 def test_nothing_is_uploaded_without_a_token_or_with_a_wrong_one(
     hub: Hub, push: Push, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
-    """Without one the hub is not even asked."""
+    """Without a token, the hub is not even contacted."""
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
     else:

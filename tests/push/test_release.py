@@ -1,4 +1,4 @@
-"""What a release holds, and what becomes of one that is there already."""
+"""What a release holds, and what happens to one that already exists."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PROBLEM, ANSWER, COMPLETION = "what is the colour of the heron", "ANSWER-OF-IT",
 
 
 def with_rollouts(run: Path) -> None:
-    """A step whose problem, reference and completion are easy to find again."""
+    """Add a step whose problem, reference and completion are easy to search for."""
     row = {"step": 1, "problem_id": "heron-17", "problem": PROBLEM, "reference": ANSWER, "prompt": f"{PROBLEM}?"}
     row |= {"completion": COMPLETION, "extracted": None, "verdict": "correct", "reward": 1.0, "advantage": 0.5}
     row |= {"adapter": "policy-v000000", "completion_tokens": 4, "finish_reason": "stop"}
@@ -89,7 +89,7 @@ def test_the_released_configuration_differs_in_its_paths_alone(run: Path, tmp_pa
     before = yaml.safe_load((run / "config.yaml").read_text())
     after = yaml.safe_load((folder / "run/config.yaml").read_text())
     assert Config.model_validate(after).lora.rank == 2
-    assert after["sampling"]["stop"] == ["/no/path"]  # what a model writes is not one, whatever it looks like
+    assert after["sampling"]["stop"] == ["/no/path"]  # a stop string is not a path, even if it looks like one
     assert after["data"].pop("path") == "train problems.jsonl"
     assert after["eval"].pop("data_dir") == "suites"
     assert after["eval"].pop("suites") == ["held_out", "math500", "mine.jsonl"]
@@ -107,13 +107,13 @@ def test_the_manifest_vouches_for_the_release(run: Path, tmp_path: Path) -> None
     source = read_manifest(run / "adapters" / "v000003")
     assert manifest["files"]["adapter_model.safetensors"] == source["files"]["adapter_model.safetensors"]
     assert (manifest["version"], manifest["base_model"]) == (LAST, "embedded")
-    # It can be pushed again, with what is known of it there.
+    # A release can be read and pushed again, with what its own files say.
     again = read_trained(folder, None)
     assert (again.version, again.base.name, again.run) == ("v000003", "embedded", None)
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    """Also while a line of its metrics is being written."""
+    """Even while a line of its metrics is being written."""
     first = release(run, tmp_path / "a")
     assert (first / "run/metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     with (run / "metrics.jsonl").open("a") as file:
@@ -144,7 +144,7 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
 def test_a_release_that_was_worked_on_is_kept_aside(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dry run, an hour on the model card, and then the push."""
+    """A dry run, an hour of work on the model card, and then the push."""
     folder = release(run, tmp_path / "folder")
     release(run, folder)
     assert capsys.readouterr().out == ""
@@ -165,7 +165,7 @@ def test_a_whole_model_is_no_adapter(run: Path) -> None:
 
 
 def test_what_lies_in_a_runs_directory_is_passed_over_or_named(run: Path) -> None:
-    """Other people's JSON is no evaluation; what is damaged is told of by its name, in a line."""
+    """Other JSON files are not taken for evaluations; damaged ones are reported by name, in one line."""
     before = read_trained(run / "adapters/latest", None).run
     for name, text in (
         ("list", "[1]"),
@@ -188,7 +188,7 @@ def test_what_lies_in_a_runs_directory_is_passed_over_or_named(run: Path) -> Non
 
 @pytest.mark.parametrize("name", ["models/mine", "./models/mine/", "../here/models/mine"])
 def test_no_file_says_where_the_base_model_lay(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path from where the run was started is one of the machine too, and reads like an id of the hub."""
+    """A path relative to where the run was started also tells about the machine, and reads like an id on the hub."""
     here = tmp_path / "here"
     shutil.copytree(EMBEDDED_DIR, here / "models" / "mine")
     monkeypatch.chdir(here)

@@ -1,4 +1,4 @@
-"""LaTeX in completions → MathML: what is drawn, and what stays as it was written."""
+"""LaTeX in completions → MathML: what is rendered, and what stays as written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rl_engine.report.formulas import ATTRIBUTES, DEEPEST, ELEMENTS, FORMULA, Dr
         (r"$x$-axis, $\$5$, \$3 and $y$", ["$x$", r"$\$5$", "$y$"]),
         (r"\[a \\[2pt] b\]", [r"\[a \\[2pt] b\]"]),
         ("$a\n+b$ and $a\n\nb$", ["$a\n+b$"]),
-        # Money is no formula.
+        # Money is not a formula.
         ("She pays $5 and then $10.", []),
         ("3*$5=$<<3*5=15>>15, so $15 - $5 = $10", []),
         ("$20/2=$10 and $7 each so 5*7=$<<5*7=35>>35", []),
@@ -29,7 +29,6 @@ from rl_engine.report.formulas import ATTRIBUTES, DEEPEST, ELEMENTS, FORMULA, Dr
     ],
 )
 def test_formulas_are_told_from_money_and_unclosed_marks(text: str, found: list[str]) -> None:
-    """Formulas are told from money and from what is never closed."""
     assert FORMULA.findall(text) == found
 
 

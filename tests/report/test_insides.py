@@ -1,4 +1,4 @@
-"""What a report says of the adapters themselves."""
+"""What a report says about the adapters themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.adapters import AdapterStore
 
 
 def publish(run: Path, version: int, strength: float) -> None:
-    """Rank 1, scale 2: A = (3, 4), B = strength · (1, 0, 0)."""
+    """Publish an adapter of rank 1 and scale 2: A = (3, 4), B = strength · (1, 0, 0)."""
 
     def write(directory: Path) -> None:
         tensors = {
@@ -31,7 +31,7 @@ def publish(run: Path, version: int, strength: float) -> None:
 def test_a_line_holds_the_figures_of_the_version_it_published(tmp_path: Path) -> None:
     publish(tmp_path, 0, 0.0)
     publish(tmp_path, 1, 0.5)
-    # Step 2 had no signal: version 1 stayed.
+    # Step 2 had no signal, so version 1 stayed.
     lines = tuple(
         {"step": float(step), "adapter/version": float(version)} for step, version in ((0, 0), (1, 1), (2, 1))
     )
@@ -39,7 +39,7 @@ def test_a_line_holds_the_figures_of_the_version_it_published(tmp_path: Path) ->
     assert damaged == []
     assert start["inside/norm_a"] == pytest.approx(5)
     assert start["inside/norm_update"] == 0
-    # A matrix of zeros has no shape: a curve from 0 to 1 would look like something learned.
+    # A matrix of zeros has no stable rank: a curve from 0 to 1 would look like something learned.
     assert "inside/stable_rank" not in start
     assert first["inside/norm_b"] == pytest.approx(0.5)
     assert first["inside/norm_update"] == pytest.approx(2 * 5 * 0.5)
@@ -54,7 +54,7 @@ def test_a_run_without_adapters_has_its_own_lines(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_no_numbers_is_named_and_the_rest_drawn(tmp_path: Path) -> None:
-    """One that diverged, or was damaged, is what a person opens the page for."""
+    """An adapter that diverged or was damaged is what the user opens the page for."""
     publish(tmp_path, 0, 0.5)
     publish(tmp_path, 1, float("nan"))
     lines = tuple({"step": float(version), "adapter/version": float(version)} for version in range(2))

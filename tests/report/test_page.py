@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
 
 
 def make_run(run: Path, reward: float) -> Path:
-    """Three steps: `again` is sampled at each, and gets better; another problem comes once."""
+    """Make a run of three steps: `again` is sampled at each and improves; each step has one other problem."""
     records = start_run(run, "train.steps=4")
     records.metrics({"step": 0, "adapter/version": 0, **evaluated(run, "aime2024", 0, 0.2)})
     for step in (1, 2, 3):
@@ -67,7 +67,7 @@ def make_run(run: Path, reward: float) -> Path:
 
 @dataclass
 class Opened:
-    """A page, and what it complained of or asked for."""
+    """A page, with its console messages and its requests."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Opened]:
-    """A laptop's window that must stay offline and without an error."""
+    """A page in a laptop's window that must stay offline and free of errors."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     opened = Opened(page)
     yield opened
@@ -201,7 +201,7 @@ def test_charts_are_grouped_and_explain_themselves(opened: Opened, files: tuple[
 
 
 def test_curves_are_told_apart_without_colour(opened: Opened, files: tuple[Path, Path]) -> None:
-    """Curves are told apart without colour and few points are marked."""
+    """Curves differ in their dashes, and few points are marked."""
     page = opened.go(files[0])
     lines = page.locator("figure[data-chart=cot_length] .line[d]")
     dashes = [lines.nth(place).get_attribute("stroke-dasharray") for place in range(lines.count())]
@@ -278,7 +278,7 @@ def test_a_run_that_has_just_begun_opens(opened: Opened, tmp_path: Path) -> None
     assert page.is_hidden("figure[data-chart=reward]")
 
 
-# The contrast of every piece of text with what lies behind it, as WCAG 2 defines it; disabled controls are exempt.
+# The contrast of all text with its background, as WCAG 2 defines it; disabled controls are exempt.
 CONTRASTS = """() => {
   const channels = colour => colour.match(/[\\d.]+/g).map(Number);
   const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
@@ -317,14 +317,14 @@ def test_all_text_stands_out_and_fits_a_laptop_and_a_phone(
         brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
         assert (int(brightness) < 50) == (scheme == "dark")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # A table may be wider than a phone: it scrolls by itself.
+        # A table may be wider than a phone: it scrolls on its own.
         wide = """[...document.querySelectorAll('main *')].filter(
           e => e.getBoundingClientRect().right > innerWidth && (innerWidth > 1000 || !e.closest('.scroll'))).length"""
         assert page.evaluate(wide) == 0
 
 
 def test_a_watched_page_loads_itself_again(opened: Opened, tmp_path: Path) -> None:
-    """What was chosen on it stays."""
+    """The user's choices are kept."""
     run = make_run(tmp_path / "run", 0.25)
     file = write_page(read_runs([run], 4), tmp_path / "page.html", reload_s=1)
     page = opened.go(file)
@@ -362,7 +362,7 @@ def test_formulas_are_drawn_and_copied_as_they_were_written(opened: Opened, tmp_
     one, two = (half.locator("mn").nth(place).bounding_box() for place in (0, 1))
     assert one is not None
     assert two is not None
-    assert one["y"] + one["height"] <= two["y"]  # one above the other: the browser lays it out
+    assert one["y"] + one["height"] <= two["y"]  # one above the other: the browser renders the fraction
     assert page.locator("[href*=example]").count() == 0
     copied = """() => {
       let text;
@@ -373,7 +373,7 @@ def test_formulas_are_drawn_and_copied_as_they_were_written(opened: Opened, tmp_
     }"""
     assert page.evaluate(copied) == text
     page.click("#as-written")
-    # `expect` waits: on a busy machine a click has returned before the page heard of it.
+    # `expect` waits: on a busy machine a click returns before the page has handled it.
     expect(page.locator("math")).to_have_count(0)
     assert page.inner_text("#cards pre") == text
     page.reload()

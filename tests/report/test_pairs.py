@@ -1,4 +1,4 @@
-"""Kept answers → what changed, between versions and between runs, and what a reader is told first."""
+"""Kept answers → what changed between versions and between runs, and what the page says first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = {"time/step_s": 2.0, "throughput/tokens_per_s": 50.0}
 
 
 def make_run(run: Path, *versions: str) -> None:
-    """An evaluation of each version; a letter a problem, in capitals where the answer is right."""
+    """Make a run with an evaluation of each version: one letter per problem, a capital where the answer is right."""
     records = start_run(run, "eval.suites=[gsm8k]")
     for version, letters in enumerate(versions):
         avg = sum(letter.isupper() for letter in letters) / len(letters)
@@ -49,7 +49,7 @@ def test_the_first_version_stands_beside_the_best(tmp_path: Path) -> None:
     headline = headline_of(runs[0], changes_of(runs))
     assert headline is not None
     title, change, gain = headline
-    # From the first to the last: of no choice, so no optimism.
+    # From the first to the last: no version was selected, so the gain is not optimistic.
     assert (title, change.first["avg"], change.last["avg"]) == ("GSM8K", 0.25, 0.5)
     assert gain is not None
     assert (gain.mean, gain.newly_right, gain.newly_wrong) == (0.25, 2, 1)
@@ -90,7 +90,7 @@ def test_answers_that_are_not_ours_to_publish_stay_away(tmp_path: Path) -> None:
 
 
 def test_a_damaged_evaluation_is_named_and_left_out(tmp_path: Path) -> None:
-    """It was called a run in which no problem was asked."""
+    """It used to be reported as a run in which no problem was asked."""
     for name in ("one", "two"):
         make_run(tmp_path / name, "ab", "Ab", "AB")
     first, last = (tmp_path / "two/evals" / f"gsm8k-policy-v00000{version}.jsonl.gz" for version in (0, 2))
@@ -113,7 +113,7 @@ def test_a_damaged_evaluation_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_has_no_pairs(tmp_path: Path) -> None:
-    """A run of an earlier version has a headline without pairs."""
+    """It still has a headline."""
     make_run(tmp_path, "a", "A")
     for path in (tmp_path / "evals").glob("*.gz"):
         path.unlink()
@@ -156,14 +156,14 @@ def test_what_was_wrong_is_said_first(key: str, value: float, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        # In float32 the limit is 1e-6 of the mean; of a hundred tokens one that is 0.014 apart makes as much by chance.
+        # In float32 the mean's limit is 1e-6. Among a hundred tokens, one that is 0.014 apart reaches it by chance.
         ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-6, "sampler/tokens": 100.0}, False),
-        ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-8, "sampler/tokens": 100.0}, True),  # all are apart alike
+        ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-8, "sampler/tokens": 100.0}, True),  # all tokens are equally apart
         ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-6, "sampler/tokens": 1e7}, True),
         ({"sampler/beyond_frac": 0.01, "sampler/tokens": 100.0}, False),  # one token
         ({"sampler/beyond_frac": 0.05, "sampler/tokens": 100.0}, True),
         ({"sampler/beyond_frac": 0.001, "sampler/tokens": 1e6}, True),
-        # Runs of earlier versions do not say of how many.
+        # Runs of earlier versions do not record the number of tokens.
         ({"sampler/kl": 9e-7, "sampler/beyond_frac": 0.01}, False),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_run_says_where_it_comes_from_and_what_was_changed(tmp_path: Path) -> 
     assert own["lora.rank"][0] == "4"
     assert own["model.name"] == ("embedded", "required")
     assert "lora.init" not in own
-    assert "rollout.piece_timeout_s" not in own  # 1800.0 is 1800
+    assert "rollout.piece_timeout_s" not in own  # 1800.0 equals 1800
     assert "output_dir" not in own
 
 

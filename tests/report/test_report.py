@@ -1,4 +1,4 @@
-"""What the page of a run holds, of whole runs and of damaged ones."""
+"""What the page of a run shows, for whole runs and for damaged ones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     start_run(tmp_path / "two" / "run", "seed=1", "loss.kl_coef=0.5")
     runs = read_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], 1)
     assert differences_of(runs) == {"loss.kl_coef": ["0.0", "0.5"]}
-    # An earlier version knew no such keys: what is at its default now is no difference, what is not is one.
+    # An earlier version had no such keys: a value equal to today's default is no difference, another one is.
     older = {key: value for key, value in runs[0].settings.items() if not key.startswith("loss.")}
     before = differences_of([replace(runs[0], settings=older), *runs[1:]])
     assert before == {"loss.kl_coef": ["—", "0.5"]}
@@ -110,7 +110,7 @@ def test_a_run_is_called_by_the_part_of_its_path_that_differs(tmp_path: Path) ->
     ("length", "steps"), [("train.steps=80 train.epochs=null", "80 of 80"), ("train.epochs=1", "80")]
 )
 def test_a_supervised_run_has_a_page(length: str, steps: str, tmp_path: Path) -> None:
-    """It has no version in its metrics, no sampling and no objective by name, and may count epochs."""
+    """Its metrics have no adapter version, no sampling and no named objective, and it may count epochs."""
     settings = ["data.path=x.jsonl", *length.split(), f"output_dir={tmp_path / 'sft'}", "log.tensorboard=false"]
     records = Records(tmp_path / "sft", read_config(SftConfig, "sft_jsonl.yaml", settings))
     records.open(-1)
@@ -248,7 +248,7 @@ def test_every_chart_has_a_file_of_its_own() -> None:
     ],
 )
 def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused(tmp_path: Path, line: str, said: str) -> None:
-    """An earlier version's configuration and metrics lack what is new."""
+    """The configuration and metrics of an earlier version lack what is new."""
     (tmp_path / "config.yaml").write_text(
         "{model: {name: m}, data: {source: gsm8k}, optim: {lr: 1.0e-4}, train: {steps: 4, problems_per_step: 2}}\n"
     )

@@ -1,4 +1,4 @@
-"""Which completions the page shows, and what is told of those that it cannot."""
+"""Which completions the page shows, and what it says about those that it cannot show."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_a_step_of_damaged_completions_is_named_the_rest_shown(
 
 
 def test_completions_that_were_deleted_are_counted_not_warned_of(tmp_path: Path) -> None:
-    """They take room, and are nobody's loss: where completions are shown it says of how many steps, and a step that is
-    asked for is said to have none."""
+    """Completions take space, and deleting them is harmless. The page says how many steps still have them; asking for
+    those of another step is an error."""
     run = tmp_path / "run"
     records = start_run(run)
     for step in (1, 2, 3):

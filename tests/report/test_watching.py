@@ -17,7 +17,7 @@ from tests.helpers.run_directories import record_step, start_run
 
 
 def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends with the run."""
+    """Watching ends with the run."""
     run, output = tmp_path / "run", tmp_path / "page.html"
     records = start_run(run, "train.steps=2")
     seen: list[tuple[int, float | None]] = []
@@ -36,7 +36,7 @@ def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: 
 
 
 def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process noted that it left; one that is taken up again is watched on."""
+    """The run's process recorded its end. Watching continues with a run that is resumed."""
     run, looks = tmp_path / "run", []
     records = start_run(run, "train.steps=9")
     note_start(run, -1, {})

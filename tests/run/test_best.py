@@ -10,7 +10,7 @@ from rl_engine.run.best import best_version
 
 
 def test_the_best_version_has_the_highest_score() -> None:
-    """The first of equals, among those that are still there."""
+    """The first of equal versions, among those that still exist."""
     scores = [(0, 0.2), (5, 0.6), (9, 0.6), (12, 0.5)]
     lines = [{"step": v, "adapter/version": v, "eval/a/avg": s, "eval/b/avg": -s} for v, s in scores]
     lines.insert(1, {"step": 3, "adapter/version": 3})

@@ -147,7 +147,6 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_known_case_is_told_in_one_line_with_the_key(case: str) -> None:
-    """Each known case is told by its rule in one line with the key."""
     rule, overrides, one, words = CASES[case]
     found = told(overrides, one, one)
     assert found is not None
@@ -157,7 +156,7 @@ def test_each_known_case_is_told_in_one_line_with_the_key(case: str) -> None:
 
 
 def test_every_rule_has_a_case_and_a_row_in_the_docs() -> None:
-    """Every rule has a case and a row in the docs in the same order."""
+    """The rows are in the same order."""
     names = [rule.name for rule in RULES]
     assert {case[0] for case in CASES.values()} == set(names)
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().partition("## What a step waits for")[2]
@@ -179,14 +178,14 @@ def test_where_nothing_is_lost_the_line_says_no_more_than_that(overrides: tuple[
         assert in_one_line([one], settings).startswith(
             "nothing stands out: a step waits 49% for completions and learns"
         )
-    # A pool at work all the time needs more workers, and a learner at work all the time more learners.
+    # A pool that is always busy needs more workers, and a learner that is always busy needs more learners.
     assert (found and found[0]) == {(): None, POOL: "samplers behind", AHEAD: "learning"}[overrides]
 
 
 def test_medians_of_the_last_steps_without_the_one_that_warms_up() -> None:
     slow, even = line(1, rollout=90), line(2, rollout=50, learn=45)
     assert told((), slow, even, even) is None
-    assert told((), slow) is not None  # there is no other
+    assert told((), slow) is not None  # the only step counts
     assert told((), *[slow] * 20, *[even] * LAST) is None
     assert told((), {"step": 0, "eval/held_out/avg": 0.5}) is None
     assert in_one_line([{"step": 0}], {}) == ""
@@ -203,7 +202,8 @@ def test_on_the_way_it_is_said_when_it_changes_and_not_too_often() -> None:
 
 
 def test_the_arms_of_the_pools_benchmark() -> None:
-    """Measured before workers were: what the phases alone say. On two cores sampling ahead slows the learner."""
+    """Measured before workers had metrics, so this is what the phases alone tell. On two cores, sampling ahead slows
+    the learner."""
     measured = Measured.read(MEASURED)
     found = {}
     for name, arm in ARMS.items():

@@ -1,4 +1,4 @@
-"""Checkpoints: how many are kept, and which of them is believed."""
+"""Checkpoints: how many are kept, and which of them is trusted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_does_not_push_out_the_good_ones(tmp_path: Path) -> None:
-    """The run goes on from before the damaged one; what it saves next is kept, though its step is lower."""
+    """The run resumes from before the damaged checkpoint. What it saves next is kept, although its step is lower."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state_of(4), {})
     shutil.copytree(tmp_path / "step000004", tmp_path / "step000006")

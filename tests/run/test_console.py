@@ -1,4 +1,4 @@
-"""What a person watches."""
+"""What the user sees in the console."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LINE = {
 
 
 def watched(steps: int, *, width: int = 200, terminal: bool = False, **options: Any) -> list[str]:
-    """The lines of a run of so many steps that evaluated nothing."""
+    """The lines printed by a run of the given steps that evaluates nothing."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=steps, console=Console(file=out, width=width), **options)
     if terminal:
@@ -101,7 +101,6 @@ def test_rows_are_as_wide_as_the_terminal_at_most(width: int, terminal: bool) ->
 
 
 def test_a_pipe_gets_lines_without_trailing_spaces() -> None:
-    """A pipe gets a line for each value without trailing spaces."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=1, console=Console(file=out, width=80))
     console.print_rows({"a": "word " * 40, "longer": "one\ntwo", "[b]": "[c]"})
@@ -136,7 +135,7 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     adapter = run / "adapters" / "v000025"
     report, score, serve = map(shlex.split, next_steps(config, adapter).values())
     assert report == ["python", "-m", "rl_engine.report", str(run)]
-    # The command is read as far as the adapter, which is not there.
+    # The command is accepted as far as the adapter, which does not exist.
     answer = CliRunner().invoke(evals, score[3:])
     assert answer.output.strip() == f"error: --adapter {adapter}: no such directory"
     assert serve[-1] == f"trained={adapter}"
@@ -150,7 +149,7 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     [
         (["method=full", "model.dtype=float32"], ["--dtype", "float32"]),
         (["method=full", "model.dtype=bfloat16"], []),
-        (["model.dtype=float32"], []),  # auto is that for the embedded model
+        (["model.dtype=float32"], []),  # auto means float32 for the embedded model
         (["model.dtype=bfloat16"], ["--dtype", "bfloat16"]),
         (["model.name=org/model", "model.dtype=float32"], ["--dtype", "float32"]),
         (["model.name=org/model", "model.dtype=bfloat16"], []),
@@ -164,7 +163,7 @@ def test_a_score_is_computed_as_the_run_computed(settings: list[str], told: list
 
 
 def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command `vllm` asks for the package vllm, which the build for CPUs is not."""
+    """The `vllm` command asks for a package named vllm, which the build for CPUs is not."""
     config = load_config("quickstart.yaml", ["model.dtype=float32", "rollout.kv_cache_gib=0.5"])
     started = {}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -180,7 +179,7 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(started[False][3:])
     assert arguments.kv_cache_memory_bytes == 2**29
-    assert arguments.max_model_len == -1  # as long as the cache holds
+    assert arguments.max_model_len == -1  # as long as the cache allows
     assert (arguments.enforce_eager, arguments.enable_lora, arguments.max_lora_rank) == (True, True, 1)
 
 
@@ -196,7 +195,7 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
             ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{problems}']"],
             "--suite {problems} --answer key --output",
         ),
-        # The suite's own names are in it: the column of the training data has no effect there.
+        # The suite has column names of its own: the columns of the training data have no effect on it.
         (
             ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{plain}']"],
             "{plain} --output",
@@ -204,7 +203,7 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
     ],
 )
 def test_what_is_suggested_to_be_scored_can_be(settings: list[str], words: str | None, tmp_path: Path) -> None:
-    """Its own suites; without, what is generated for it and held out; without either, nothing."""
+    """Its own suites; without any, problems generated like its data and held out; without those, nothing."""
     places = {"problems": str(tmp_path / "mine.jsonl"), "plain": str(tmp_path / "plain.jsonl")}
     (tmp_path / "mine.jsonl").write_text('{"id": "1", "problem": "1+1", "key": "2"}\n')
     (tmp_path / "plain.jsonl").write_text('{"id": "1", "problem": "1+1", "answer": "2"}\n')
@@ -221,7 +220,6 @@ def test_what_is_suggested_to_be_scored_can_be(settings: list[str], words: str |
 
 
 def test_the_revision_trained_is_the_one_scored_and_served(tmp_path: Path) -> None:
-    """The revision that was trained is the one scored and served."""
     config = load_config("quickstart.yaml", ["model.name=org/model", "model.revision=abc"])
     _, score, serve = next_steps(config, tmp_path).values()
     assert "--model org/model --revision abc" in score
@@ -230,7 +228,6 @@ def test_the_revision_trained_is_the_one_scored_and_served(tmp_path: Path) -> No
 
 
 def test_without_a_first_evaluation_no_beginning_is_claimed() -> None:
-    """The summary of a run without a first evaluation claims no beginning."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=2, console=Console(file=out, width=200))
     scores = {"eval/s/avg": 0.25, "eval/s/low": 0.2, "eval/s/high": 0.3, "eval/s/tokens_mean": 5.0}
@@ -255,7 +252,7 @@ open("done", "w").close()
 
 @pytest.mark.parametrize("output", ["pipe", "full disk", "terminal"])
 def test_a_run_goes_on_where_nobody_hears_it(output: str, tmp_path: Path) -> None:
-    """As with `| head`, with `> log.txt`, and where the terminal's window is closed under nohup."""
+    """As with `| head`, with `> log.txt` on a full disk, and when a terminal's window is closed under nohup."""
     if output == "full disk":
         descriptor = os.open("/dev/full", os.O_WRONLY)
     else:

@@ -1,7 +1,7 @@
-"""What a run writes, with the process killed before every single operation on files: the old or the new, never a half.
+"""What a run writes, with the process killed before every single file operation: the old or the new, never a half.
 
-The work is done in a fork that ends itself, as kill -9 would, at its n-th operation, for n = 1, 2, … until it gets
-through. What a power failure forgets is not seen here.
+The work is done in a fork that ends itself, as kill -9 would, at its n-th operation, for n = 1, 2, … until it
+completes. What a power failure would lose is not covered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdi
 
 
 def survives(operation: int, work: Callable[[], object]) -> bool:
-    """Whether the work got through without reaching its n-th operation on files, where it is killed."""
+    """Whether the work completed without reaching its n-th file operation, at which it is killed."""
     child = os.fork()
     if child == 0:
         left = operation
@@ -58,7 +58,7 @@ def every_crash(
     check: Callable[[Path], int],
     after: Callable[[Path], object],
 ) -> list[int]:
-    """What `check` finds after each crash, and at the end after none. Each time, `after` clears up what was left."""
+    """What `check` finds after each crash, and finally after none. Each time, `after` cleans up what was left."""
     found = []
     for operation in range(1, 200):
         root = place / str(operation)
@@ -90,7 +90,7 @@ def newest_step(root: Path, keep: int) -> int:
 
 
 def test_a_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
-    """The one before stays until it is complete."""
+    """The previous checkpoint stays until the new one is complete."""
     keep = 1
 
     def save(*steps: int) -> Callable[[Path], None]:
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
 
 
 def test_a_published_version_is_complete_or_absent(tmp_path: Path) -> None:
-    """`latest` names a complete one at any time."""
+    """`latest` names a complete version at any time."""
 
     def write(directory: Path) -> None:
         save_file({"w": torch.ones(20)}, directory / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: names that others script against, with values worked by hand."""
+"""The lines of metrics.jsonl: names that other people's scripts rely on, with values worked by hand."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_was_sampled() -> None:
 
 
 def test_means_of_rewards_are_over_what_is_scored() -> None:
-    """Rewards of 1.5 and 0.5 with a term of 0.5 each, beside three that stand for nothing."""
+    """Rewards of 1.5 and 0.5 with a term of 0.5 each, beside three unscored completions."""
     nothing = result(Verdict.ERROR, 0.0, scored=False)
     failed = graded_group(prompt("1+2=?"), [(completion(), nothing), (completion(), nothing)])
     metrics = rollout_metrics([UNEQUAL, failed, graded_group(prompt("2+2=?"), [(completion(), nothing)])])

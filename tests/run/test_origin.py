@@ -1,4 +1,4 @@
-"""What a run directory knows of the processes that made it."""
+"""What a run directory records about the processes that made it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from rollout.models import EMBEDDED_DIR
 
 
 def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process of a run is noted and a new run begins anew."""
     records = Records(tmp_path, load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"]))
     monkeypatch.setattr(sys, "orig_argv", ["/somewhere/bin/python3", "-m", "rl_engine.train", "seed=1", "a b"])
     records.open(-1)
@@ -41,7 +40,8 @@ def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkey
 
 
 def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it trains is a change of the base model's weights; a reward's code may be mended, and that is said."""
+    """A run learns a change to its base model's weights, so those must stay. A reward's code may be corrected, which is
+    reported."""
     monkeypatch.chdir(tmp_path)
     base, run, reward = tmp_path / "base", tmp_path / "run", tmp_path / "my_reward.py"
     shutil.copytree(EMBEDDED_DIR, base)

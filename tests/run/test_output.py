@@ -1,4 +1,4 @@
-"""The output directory: whose it is, and what may go on in it."""
+"""The output directory: who owns it, and what may continue in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config_in(run: Path, *overrides: str) -> Config:
 
 
 def made_run(run: Path, steps: int = 2) -> dict[str, bytes]:
-    """An earlier run beside somebody's own files; what is in the directory."""
+    """Make an earlier run beside somebody's own files → the contents of the directory."""
     records = Records(run, config_in(run))
     records.open(-1)
     for step in range(steps):
@@ -51,7 +51,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Lustre mounted without `flock`."""
+    """For example, Lustre mounted without `flock`."""
 
     def none_here(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -61,7 +61,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     for place in (sole_writer(config_in(tmp_path / "run"), overwrite=False), sole_user(tmp_path / "sweep")):
         with pytest.raises(ConfigError, match=told), place:
             raise AssertionError("it went on")
-    with pytest.raises(ConfigError, match=told):  # the lock's file is there now
+    with pytest.raises(ConfigError, match=told):  # the lock's file exists by now
         check_place(config_in(tmp_path / "run"), resume=False, overwrite=False)
 
 
@@ -100,7 +100,7 @@ def test_no_run_begins_where_it_would_be_lost(
 
 
 def test_a_run_is_not_moved_aside_from_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a container has a volume: nothing is renamed from one file system to another."""
+    """For example, a container's volume: nothing is renamed from one file system to another."""
     run = tmp_path / "run"
     before = made_run(run)
     monkeypatch.setattr(Path, "is_mount", lambda path: path == run)
@@ -124,7 +124,7 @@ def test_the_working_directory_s_run_is_kept_beside_it(tmp_path: Path, monkeypat
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
-    """Its configuration says where it was; so does that of a copy, of which the original would be resumed."""
+    """The recorded output_dir is the old place. A copy records it too, and would resume the original."""
     old, new, link = (tmp_path / name for name in ("old", "new", "link"))
     made_run(old)
     link.symlink_to(old)
@@ -137,7 +137,8 @@ def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
 
 
 def test_locks_are_asked_for_as_nfs_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """flock(2): there an exclusive one wants a file that is open for writing, and a shared one a file for reading."""
+    """flock(2): on NFS an exclusive lock needs a file that is open for writing, and a shared one a file open for
+    reading."""
     flock = fcntl.flock
 
     def over_nfs(file: Any, operation: int) -> None:
@@ -155,7 +156,7 @@ def test_locks_are_asked_for_as_nfs_gives_them(tmp_path: Path, monkeypatch: pyte
 
 
 def steps_in(run: Path, earlier: Earlier | None, steps: int) -> None:
-    """What a new run records in the directory: the evaluation before the first step is line 0."""
+    """Record what a new run does in the directory; line 0 is the evaluation before the first step."""
     assert earlier is not None
     records = Records(run, config_in(run, "seed=1"), on_first_step=earlier.give_way)
     records.open(-1)
@@ -165,7 +166,7 @@ def steps_in(run: Path, earlier: Earlier | None, steps: int) -> None:
 
 
 def test_an_overwritten_run_goes_with_the_first_step(tmp_path: Path) -> None:
-    """While the new one goes on. Nothing but what a run writes goes with it, and what goes is said."""
+    """It goes while the new run continues. Nothing but what runs write goes with it, and what goes is reported."""
     run, told = tmp_path / "run", list[str]()
     before = made_run(run)
     with sole_writer(config_in(run, "seed=1"), overwrite=True, say=told.append) as earlier:
@@ -207,7 +208,7 @@ def test_an_overwritten_run_can_be_kept(tmp_path: Path) -> None:
 def test_locks_that_other_machines_take_too_are_told(
     mount: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two machines would train into one directory, and each would take the lock."""
+    """Two machines could train in one directory, each with the lock."""
     place = tmp_path / "with space"
     point = str(place).replace(" ", r"\040")
     mounts = f"1 0 0:1 / / rw - ext4 /dev/root rw\n2 1 0:2 / {point} rw shared:1 - {mount}\n"
@@ -228,10 +229,10 @@ def test_locks_that_other_machines_take_too_are_told(
     "end", [ValueError("misspelt"), KeyboardInterrupt(), SystemExit(143)], ids=lambda end: str(end)
 )
 def test_a_run_that_makes_no_step_gives_the_earlier_one_back(steps: int, end: BaseException, tmp_path: Path) -> None:
-    """A misspelt target, a model that is not there, an evaluation that fails, a signal: nothing was replaced."""
+    """A misspelt target, a missing model, a failing evaluation or a signal: nothing was replaced."""
     run, told = tmp_path / "run", list[str]()
     before = made_run(run)
-    (tmp_path / "run.old-1").mkdir()  # of somebody else
+    (tmp_path / "run.old-1").mkdir()  # somebody else's
 
     def fail(earlier: Earlier | None) -> None:
         assert earlier is not None
@@ -263,7 +264,7 @@ def test_sigterm_before_a_run_listens_gives_the_earlier_one_back(tmp_path: Path)
 
 
 def test_what_cannot_be_moved_aside_whole_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the directory is a mount of its own: half of a run beside it would be lost with the next one."""
+    """For example, if the directory is a mount point: half of a run beside it would be lost with the next one."""
     run = tmp_path / "run"
     before = made_run(run)
     rename = Path.rename
@@ -285,7 +286,7 @@ def test_what_cannot_be_moved_aside_whole_stays(tmp_path: Path, monkeypatch: pyt
 def test_a_directory_without_our_mark_is_not_touched(
     name: str, overwrite: bool, make_config: Callable[..., Config]
 ) -> None:
-    """Somebody's own folder with a file of a name that runs write."""
+    """Somebody's own folder, with an entry whose name runs write too."""
     config = make_config()
     run = Path(config.output_dir)
     run.mkdir()
@@ -327,7 +328,7 @@ def test_a_lock_of_somebody_else_keeps_what_it_holds(make_config: Callable[..., 
 def test_a_dry_run_says_what_would_become_of_an_earlier_run(
     options: dict[str, bool], words: str, tmp_path: Path
 ) -> None:
-    """And asks for no other output_dir."""
+    """It does not ask for another output_dir."""
     run = tmp_path / "run"
     before = made_run(run)
     seed = [] if "resume" in options else ["seed=1"]
@@ -361,7 +362,7 @@ def test_continuing_and_replacing_contradict_each_other(command: typer.Typer) ->
 
 
 def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(make_config: Callable[..., Config]) -> None:
-    """Unless that is asked for."""
+    """Unless the user asks for that."""
     config = make_config("checkpoint.every=2", "log.tensorboard=false")
     run = Path(config.output_dir)
     records = Records(run, config)

@@ -1,4 +1,4 @@
-"""The memory that a phase was seen to take, and what there is to take."""
+"""The memory that a phase was measured to take, and the memory that is available."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rl_engine.run.peaks import GIB, PhasePeaks, available
 
 
 def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:
-    gc.collect()  # what other tests left is not given back in between
+    gc.collect()  # so that memory left by other tests is not freed in between
     peaks = PhasePeaks(torch.device("cpu"))
     with peaks.peak_gib("rollout"):
         before = psutil.Process().memory_info().rss / GIB
-    # 200 MiB that no allocator had before, given back at once.
+    # 200 MiB that no allocator held before, freed at once.
     with peaks.peak_gib("learn"), mmap.mmap(-1, 200 * 2**20) as fresh:
         for _ in range(200):
             fresh.write(bytes(2**20))
@@ -31,13 +31,13 @@ def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:
     assert peaks.gib["learn"] - before == pytest.approx(200 / 1024, abs=0.02)
     assert peaks.gib["sync"] == pytest.approx(before, abs=0.02)
     assert list(peaks.metrics()) == ["memory/rollout_gib", "memory/learn_gib", "memory/sync_gib"]
-    assert peaks.metrics() == {}  # a phase that a step did not have is not written down again
+    assert peaks.metrics() == {}  # a phase that a step did not have is not reported again
 
 
 def test_without_a_mark_to_set_back_the_end_of_the_phase_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And a warning says so, once."""
+    """A warning says so, once."""
     monkeypatch.setattr(measuring, "CLEAR_REFS", tmp_path / "absent" / "clear_refs")
     peaks = PhasePeaks(torch.device("cpu"))
     for _ in range(2):
@@ -54,8 +54,8 @@ def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) ->
 
 
 class Card:
-    """A card of 80 GiB as torch and the driver tell of it: the learner's allocations come and go, and 48 GiB are a
-    sampler's, which sleeps; torch goes on counting them."""
+    """A card of 80 GiB as torch and the driver report it. The learner's allocations come and go, and 48 GiB belong to a
+    sampler, which sleeps while torch still counts them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.learner = self.peak = 0
@@ -89,12 +89,12 @@ def test_on_a_card_a_sleeping_sampler_is_not_counted(monkeypatch: pytest.MonkeyP
         card.hold(30)
         card.hold(6)
     assert peaks.gib == {"rollout": 1 + 4 + 48, "learn": 1 + 30}
-    # And what it gave back is there to be had, once, although torch has it reserved.
+    # What the learner freed is available, and counted once, although torch has it reserved.
     assert available(Ranks(0, 1, torch.device("cuda:0"))).device_gib == 80 - 1 - 6
 
 
 def test_a_card_that_failed_is_not_asked_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers with the same failure again, and in the place of the first."""
+    """It would answer with the same failure again and hide the first one."""
 
     def failed(device: torch.device) -> tuple[int, int]:
         raise RuntimeError("CUDA error: unspecified launch failure")

@@ -1,4 +1,4 @@
-"""What a run records of its steps, and whom it tells."""
+"""What a run records about its steps, and which services it reports them to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.builders import completion, graded_group, prompt, result
 
 
 class Tracker:
-    """Stands in for a tracking service's module; what it is told to fail at it does not do."""
+    """Stands in for a tracking service's module, and fails at the call that it is told to fail at."""
 
     def __init__(self, fails_at: str = "") -> None:
         self.fails_at = fails_at
@@ -48,7 +48,7 @@ def service(request: pytest.FixtureRequest) -> str:
 
 
 def recorded(run: Path, service: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, done: int = -1) -> None:
-    """Two steps of a run that the tracker is told of."""
+    """Report two steps of a run to the tracker."""
     monkeypatch.setitem(sys.modules, service, tracker)
     records = Records(run, load_config("quickstart.yaml", [f"output_dir={run}", f"log.{service}=sums"]))
     records.open(done)
@@ -66,7 +66,7 @@ def test_a_tracking_service_is_told_every_step(service: str, tmp_path: Path, mon
 def test_a_resumed_run_goes_on_where_its_service_knows_it(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And another run in a directory of the same name is another run there."""
+    """Another run, in another directory of the same name, is another run there."""
     tracker = Tracker()
     recorded(tmp_path / "a" / "run", service, tracker, monkeypatch)
     recorded(tmp_path / "a" / "run", service, tracker, monkeypatch, done=1)
@@ -86,7 +86,7 @@ def test_a_failing_service_is_told_of_once_and_the_run_goes_on(
     (warning,) = caplog.messages
     assert warning.startswith(f"log.{service}: {what} failed (no route to host): ")
     assert [name for name, _ in tracker.calls].count(what) == 1
-    assert tracker.calls[-1][0] == what  # nothing after it
+    assert tracker.calls[-1][0] == what  # nothing is called after it
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1]
 
 
@@ -143,7 +143,7 @@ def test_a_completion_that_is_not_scored_says_why(tmp_path: Path) -> None:
 
 
 class Mirror:
-    """A service that has no room for its last words, as TensorBoard's files on a full disk."""
+    """A service that cannot write its last data, like TensorBoard's files on a full disk."""
 
     def __init__(self) -> None:
         self.closed = 0

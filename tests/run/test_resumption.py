@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, what is noted of it, and what makes it another run."""
+"""What may change when a run is resumed, what is recorded about it, and what makes it another run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sft_in(run: Path, *overrides: str) -> SftConfig:
 
 
 def begun(run: Path, config: Config | SftConfig, steps: int = 0, *, saved: bool = True) -> Records:
-    """A run that has recorded so many steps, and has a checkpoint by its name."""
+    """A run that has recorded `steps` steps after step 0, and has a checkpoint's directory if `saved`."""
     (run / "checkpoints" / "step000001").mkdir(parents=True, exist_ok=True)
     if not saved:
         (run / "checkpoints" / "step000001").rmdir()
@@ -142,7 +142,7 @@ def test_what_would_be_another_run_is_refused(override: str, words: str, tmp_pat
 
 
 def test_a_supervised_run_grows_where_its_rate_allows(tmp_path: Path) -> None:
-    """A supervised run grows where its rate does not depend on its length."""
+    """Its learning rate must not depend on its length."""
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant"))
     assert len(check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5000"), resume=True)) == 1
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=linear"))
@@ -151,7 +151,7 @@ def test_a_supervised_run_grows_where_its_rate_allows(tmp_path: Path) -> None:
 
 
 def test_a_run_without_checkpoints_is_not_made_longer(tmp_path: Path) -> None:
-    """It would be made again from its first step, over what there is of it."""
+    """It would start again from its first step, over its existing results."""
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3, saved=False)
     with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to continue from.*--overwrite"):
         check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5"), resume=True)
@@ -185,7 +185,6 @@ def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
 def test_scores_after_the_old_last_step_move_into_the_record(
     old: str, eval_every: int, moved: bool, tmp_path: Path
 ) -> None:
-    """Scores after what was the last step are moved into the record."""
     records = begun(tmp_path, config_in(tmp_path, "train.steps=3", old), steps=2)
     last = {"step": 3, "reward/mean": 0.5, "eval/arithmetic/avg": 0.75}
     records.metrics(last)
@@ -227,7 +226,7 @@ def test_the_digest_of_problems_sees_every_part_of_them() -> None:
 
 
 class _ToldRanks:
-    """Ranks of which another one has seen something else."""
+    """Ranks where another rank has seen something else."""
 
     def __init__(self, other: Any) -> None:
         self.other = other

@@ -1,4 +1,4 @@
-"""Sampler against the version that sampled: the check that stays when the learner has moved on."""
+"""The sampler is compared with the version that it sampled from, even after the learner has moved on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def ref(version: int) -> AdapterRef:
 
 
 def graded_by(learner: Learner, samples: list[TrainingSample], version: AdapterRef, noise: float = 0) -> list[Any]:
-    """Groups of one whose sampler is the learner of now, or off by `noise` nats at each token."""
+    """Groups of one completion, sampled by the learner as it is now, with `noise` nats added to each token's
+    logprob."""
     groups = []
     for sample, row in zip(samples, learner.score(samples), strict=True):
         completion = Completion(
@@ -56,7 +57,6 @@ def of_version(group: GradedGroup, version: AdapterRef) -> GradedGroup:
 def test_a_version_and_the_learner_come_back_bit_for_bit(
     stage: int, make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
-    """A version comes back bit for bit and so does the learner."""
     overrides = ("optim.lr=1e-2", f"learner.zero_stage={stage}")
     learner, undisturbed = make_learner(*overrides), make_learner(*overrides)
     past = PastVersions(learner, depth=1)
@@ -72,14 +72,14 @@ def test_a_version_and_the_learner_come_back_bit_for_bit(
         undisturbed.step([samples], LOOSE)
     assert scores[0] != scores[1] != scores[2]
     assert all(torch.equal(tensor, undisturbed.weights()[name]) for name, tensor in learner.weights().items())
-    with pytest.raises(KeyError):  # older than anything that may be sampled from
+    with pytest.raises(KeyError):  # older than any version that may be sampled from
         past.restored(ref(0).key).__enter__()
 
 
 def test_a_version_that_comes_back_by_half_leaves_the_learner(
     make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
-    """What fails between two tensors, as where memory runs out, leaves nothing of the earlier version behind."""
+    """An error between two tensors, such as running out of memory, leaves nothing of the earlier version behind."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=1)
     past.remember(ref(0))
@@ -99,7 +99,7 @@ def test_with_depth_nothing_is_kept(make_learner: Callable[..., Learner]) -> Non
 
 
 def test_what_was_learned_since_is_no_gap(make_learner: Callable[..., Learner], samples: list[TrainingSample]) -> None:
-    """What was learned since is no gap and a sampler that is off is."""
+    """A sampler whose logprobs are off is a gap."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=1)
     past.remember(ref(0))
@@ -108,7 +108,8 @@ def test_what_was_learned_since_is_no_gap(make_learner: Callable[..., Learner], 
     learner.step([samples], LOOSE)
     past.remember(ref(1))
     new = graded_by(learner, samples, ref(1))
-    # Against the learner of now, the honest sampler of before would be stopped for what was learned.
+    # Compared with the current learner, an honest sampler of an earlier version would be stopped for what was learned
+    # since.
     moved = max(abs(p - q) for row, g in zip(learner.score(samples), old, strict=True)
                 for p, q in zip(row, g.rollout.completions[0].logprobs, strict=True))  # fmt: skip
     assert moved > LIMITS.logprob
@@ -116,7 +117,7 @@ def test_what_was_learned_since_is_no_gap(make_learner: Callable[..., Learner], 
     assert found is not None
     assert found.logprob_max < 1e-4
     assert found.kl < LOGPROB_SQUARED
-    assert gap_of_versions(past, new, ref(1), LIMITS) is None  # the step checks it itself, on every token
+    assert gap_of_versions(past, new, ref(1), LIMITS) is None  # the step itself checks these, on every token
     with pytest.raises(SamplerGapError, match=r"completions of policy-v000000, against policy-v000000 as it was"):
         gap_of_versions(past, [*off, *new], ref(1), LIMITS)
     # A worker that serves the old adapter under the new name, and one that serves the new one under the old name.
@@ -140,7 +141,7 @@ def test_a_gap_that_is_no_number_is_refused(
 
 
 def in_two_segments(groups: list[Any], later: list[Any], border: int, noise: float = 0.0) -> list[Any]:
-    """Groups whose tokens from `border` on are those of `later`, and before it off by `noise` nats."""
+    """Groups whose tokens from `border` on come from `later`, and whose earlier tokens are off by `noise` nats."""
     made = []
     for one, other in zip(groups, later, strict=True):
         (before,), (after,) = one.rollout.completions, other.rollout.completions
@@ -156,7 +157,6 @@ def in_two_segments(groups: list[Any], later: list[Any], border: int, noise: flo
 def test_each_token_is_compared_with_its_own_version(
     make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
-    """Each token is compared with the version that produced it."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=2)
     views = []
@@ -164,7 +164,7 @@ def test_each_token_is_compared_with_its_own_version(
         past.remember(ref(version))
         views.append(graded_by(learner, samples, ref(version)))
         learner.step([samples], LOOSE)
-    # Of 3, 5, … 17 tokens two are of version 0 and the others of version 1: 16 and 64.
+    # Of 3, 5, … 17 tokens, two each are from version 0 and the others from version 1: 16 and 64 in all.
     honest = in_two_segments(views[0], views[1], border=2)
     found = gap_of_versions(past, honest, ref(2), LIMITS)
     assert found is not None
@@ -175,7 +175,7 @@ def test_each_token_is_compared_with_its_own_version(
     assert off.logprob_max == pytest.approx(1e-3, rel=0.05)
     assert off.kl_v1 == pytest.approx(1e-3 * 16 / 80, rel=0.05)
     assert off.kl == pytest.approx(0.5e-6 * 16 / 80, rel=0.05)
-    # A single token that is said to be of the other version shows.
+    # A single token attributed to the wrong version is noticed.
     for groups, border in ((honest, 1), (honest, 3)):
         moved = [
             replace(
@@ -194,7 +194,7 @@ def test_each_token_is_compared_with_its_own_version(
 
 
 def test_of_a_group_in_segments_a_completion_of_all_is_checked() -> None:
-    """Of a group in segments a completion is checked that all its versions sampled."""
+    """For a group in segments, the completion that is checked is one that all its versions contributed to."""
     prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
 
     def completion(*segments: tuple[int, int], first: int) -> Completion:

@@ -1,5 +1,5 @@
-"""Where what samples is placed, and how; and where an adapter may sit besides ordinary linear layers: the output
-embedding, and the experts of a mixture."""
+"""How samplers are placed, and adapters of weights other than ordinary linear layers: the output embedding, and the
+experts of a mixture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps
 
 pytestmark = [
     pytest.mark.engine,
-    # Of PEFT's own loading; what they warn of is what is tested here.
+    # Warnings of PEFT's own loading. The tests cover the cases that they warn about.
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match"),
 ]
@@ -64,7 +64,7 @@ def test_the_output_embedding_can_be_adapted(
     assert stats.kl_base == 0.0
     moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, before[name])}
     assert "base_model.model.lm_head.lora_B.weight" in moved
-    # Embedding and output are one matrix: the input side does not move with the adapter of the output side.
+    # Input and output embeddings are tied: the adapter of the output side must not move the input side.
     learner.trainable.write(tmp_path, learner.weights())
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
@@ -75,7 +75,7 @@ def test_the_output_embedding_can_be_adapted(
 def test_a_trained_head_changes_nothing_for_the_other_layers(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """At the first step B is zero everywhere, so every layer's gradient is what it is without the head's adapter."""
+    """At the first step B is zero everywhere, so every layer's gradient is the same as without the head's adapter."""
     plain, with_head = make_learner(), make_learner("lora.targets=all+lm_head")
     for learner in (plain, with_head):
         learner.step([samples], LOOSE)
@@ -110,7 +110,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_experts_share_the_rank_among_those_a_token_meets(make_learner: LearnerMaker, mixture: Path) -> None:
     learner = make_learner(f"model.name={mixture}", "lora.rank=4")
-    # Rank 4 / 2 active experts = 2 for each expert: gate and up in one matrix, and down.
+    # Rank 4 / 2 active experts = rank 2 per expert: gate and up as one matrix, and down.
     expert = 2 * EXPERTS * ((HIDDEN + 2 * WIDTH) + (WIDTH + HIDDEN))
     attention = 4 * 4 * (HIDDEN + HIDDEN)
     assert coverage(learner).by_group == {"attention": 2 * attention, "mlp": 2 * expert}
@@ -150,7 +150,7 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
 
 
 def test_an_adapter_that_cannot_be_served_is_refused(make_config: Any, mixture: Path) -> None:
-    """A mixture with an adapter is refused where the sampler cannot serve it."""
+    """vLLM's CPU build cannot serve an adapter of a mixture of experts."""
     with pytest.raises(ValueError, match="is a mixture of experts, and vLLM's CPU build cannot serve one"):
         check_context(make_config(f"model.name={mixture}"), needed=10)
     check_context(make_config(f"model.name={mixture}", "method=full"), needed=10)
@@ -171,6 +171,6 @@ def test_nothing_is_tied_to_batches_but_on_a_cpu(
     monkeypatch.setattr("rollout.vllm.engine.VllmEngine", AnsweringEngine)
     here = Ranks(0, 1, torch.device(device))
     assert isinstance(start_queue(make_config(), here, 64, StopRequest()), queue)
-    # Of a cluster, so that no cards of this machine are looked for.
+    # The address of a cluster, so that this machine is not searched for cards.
     config = make_config("rollout.placement=ray", "rollout.max_num_seqs=96", "rollout.address=head:6379")
     assert _pool_settings(config, here).completions_at_once == at_once

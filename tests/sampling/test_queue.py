@@ -1,5 +1,5 @@
-"""A queue before an engine of this rank's own: batch by batch as they are collected, or everything side by side; this
-rank's share alone."""
+"""Queues in front of this rank's own engine: batch by batch as requests are collected, or all requests side by side.
+Each samples only this rank's share."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prompt_of(name: str, fault: str) -> Prompt:
 
 
 def test_groups_are_begun_at_once_and_told_as_they_come(tmp_path: Path) -> None:
-    """Two requests side by side: the second is there when the first, with a slow prompt, is."""
+    """Two requests run side by side: the second is complete when the first, which has a slow prompt, is."""
     queue = streaming(tmp_path)
     prompts = [prompt_of("slow", "slow"), *PROMPTS]
     seeds, told = ["long/slow", *SEEDS], list[RolloutGroup]()
@@ -116,7 +116,7 @@ def test_an_answer_from_another_version_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_a_request_to_stop_comes_between_two_tokens(vllm_engine: Any, tokenizer: Any) -> None:
-    """A request to stop comes between two tokens and the engine goes on."""
+    """The engine can sample again afterwards."""
     problems = [Problem(id=text, text=text, answer="") for text in ("3+4=?", "9+8+1=?")]
     prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
     sampling, seeds = SamplingConfig(n=4, max_tokens=20), ["a", "b"]
@@ -124,7 +124,7 @@ def test_a_request_to_stop_comes_between_two_tokens(vllm_engine: Any, tokenizer:
     stop = StopRequest()
 
     class Signalled:
-        """A signal that comes in the middle of the third token."""
+        """An engine that receives a signal in the middle of its third token."""
 
         turns = 0
 

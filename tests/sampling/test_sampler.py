@@ -1,4 +1,4 @@
-"""Rollouts → graded groups: every completion has its own verdict, and its group's place."""
+"""Rollouts → graded groups: every completion has its own verdict, and its group keeps its place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rollout(answer: str, *said: str) -> RolloutGroup:
 
 
 class Queue:
-    """A queue whose requests are there at once, or some groups before the others."""
+    """A queue whose requests are complete at once, or which delivers some groups before the others."""
 
     early: tuple[int, ...] = ()
 
@@ -51,7 +51,7 @@ class Queue:
 
 @pytest.mark.parametrize("early", [(), (1,), (2, 0), (2, 1, 0)])
 def test_each_completion_is_graded_against_its_own_answer(early: tuple[int, ...], grader: Grader) -> None:
-    """In its place, whichever was there first."""
+    """Results keep their order, whichever group arrives first."""
     queue: Any = Queue()
     queue.early = early
     sampler = Sampler(queue, grader, Ranks(0, 1, torch.device("cpu")))
@@ -64,7 +64,7 @@ def test_each_completion_is_graded_against_its_own_answer(early: tuple[int, ...]
 
 
 class Counting(ThreadRank):
-    """Notes how much each rank sends the others after grading."""
+    """Records how much each rank sends to the others after grading."""
 
     sent: ClassVar[list[int]] = []
 
@@ -75,7 +75,7 @@ class Counting(ThreadRank):
 
 @pytest.mark.parametrize("tells_all", [True, False])
 def test_every_rank_has_all_groups_and_completions_travel_once(grader: Grader, tells_all: bool) -> None:
-    """What workers sampled every rank has heard of already; what a rank sampled itself the others have not."""
+    """Every rank already has what workers sampled, but not what another rank sampled itself."""
     long = [replace(group, prompt=replace(group.prompt, text="?" * 10_000)) for group in Queue.rollouts]
     Counting.sent = []
 
@@ -103,7 +103,7 @@ def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
 
 
 def test_groups_are_graded_once_while_others_are_sampled() -> None:
-    """While the first lot is graded, what comes waits, and is the next."""
+    """Groups that arrive while a batch is being graded wait, and form the next batch."""
     groups = [rollout(str(number), "1", "2", "3") for number in range(5)]
     go_on, lots = threading.Event(), list[list[RolloutGroup]]()
 
@@ -128,7 +128,7 @@ def test_groups_are_graded_once_while_others_are_sampled() -> None:
 def test_a_grader_that_is_closed_ends_what_another_thread_grades(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is stopped leaves within seconds, whatever its reward function is at."""
+    """A stopped run exits within seconds, whatever its reward function is doing."""
     (tmp_path / "endless.py").write_text("import time\n\ndef reward(completion): time.sleep(60)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Wherever the engine is, and whatever it did to torch's random numbers, a run goes on from its own seed."""
+"""A run's random numbers come from its own seed, wherever the engine is and whatever it did to torch's random state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of a version and of an answer, against files and pickles."""
+"""The bytes of an adapter version and of an answer, compared with files and pickles."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ def test_an_answer_is_counted_at_its_longest(make_config: Any) -> None:
 def test_what_has_no_room_is_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
 ) -> None:
-    """The command refuses what has no room before anything is made."""
     monkeypatch.setattr(Room, "here", classmethod(lambda cls: cls(shared=0, scratch=10**5)))
     output = tmp_path / "run"
     found = CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(

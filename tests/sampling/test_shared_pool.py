@@ -1,4 +1,4 @@
-"""One pool on the main rank, an engine on every rank: the same answers, and the same errors."""
+"""One pool on the main rank serves as an engine on every rank: the same answers, and the same errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLING = SamplingConfig(n=2)
 
 
 class SlowPool(ScriptedEngine):
-    """Needs to be waited for twice; has lost every worker when asked for greedy completions."""
+    """A pool that must be waited for twice, and that has lost every worker when asked for greedy completions."""
 
     lost, alive, looks = 1, 2, 0
 
@@ -59,14 +59,14 @@ class SlowPool(ScriptedEngine):
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[RankSharedPool, RankSharedPool]:
-    """The pool as two ranks have it."""
+    """The pool as each of two ranks sees it."""
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
     main, other = ThreadRank.both()
     return RankSharedPool(pool, main), RankSharedPool(None, other)
 
 
 def on_both(both: tuple[RankSharedPool, RankSharedPool], act: Callable[[RankSharedPool], Any]) -> list[Any]:
-    """What each rank gets, or what it raises."""
+    """What each rank returns or raises."""
     return on_each(both, act, (PoolError, AdapterError, Stopped))
 
 
@@ -92,7 +92,7 @@ def test_every_rank_gets_what_was_gone_on_with(both: tuple[RankSharedPool, RankS
 
 
 def test_a_rank_alone_hears_of_groups_as_they_come(tmp_path: Path) -> None:
-    """Each once, in time to be graded while the last ones are sampled; those are there with the whole."""
+    """Each once, early enough to be graded while the last groups are sampled; those arrive with the complete result."""
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
     alone = RankSharedPool(pool, Ranks(0, 1, torch.device("cpu")))
     request, told = alone.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS)), list[RolloutGroup]()

@@ -1,4 +1,4 @@
-"""What a step takes from the stream of prompts: sampled ahead, replaced where there is no signal, never lost."""
+"""How a step takes groups from the stream of prompts: sampled ahead, replaced if they have no signal, never lost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def versions(graded: Sequence[GradedGroup]) -> list[int]:
 
 
 def test_on_policy_seeds_are_of_step_and_index(make_stream: Any) -> None:
-    """On policy every step asks for its own groups with the seeds of step and index."""
+    """Every step requests only its own groups."""
     stream, sampler = make_stream()
     for step in range(1, 6):
         graded = stream.take(step, ref(step - 1)).all
@@ -65,7 +65,6 @@ def test_on_policy_seeds_are_of_step_and_index(make_stream: Any) -> None:
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
 def test_ahead_by_k_every_problem_comes_once_from_k_updates_ago(make_stream: Any, staleness: int) -> None:
-    """Ahead by k steps every problem comes once in order from k updates before."""
     stream, sampler = make_stream("rollout.placement=ray", f"rollout.max_staleness={staleness}")
     taken = []
     for step in range(1, 6):
@@ -73,7 +72,7 @@ def test_ahead_by_k_every_problem_comes_once_from_k_updates_ago(make_stream: Any
         taken += ids(graded)
         assert versions(graded) == [max(0, step - 1 - staleness)] * 3
         assert stream.metrics() == dict.fromkeys(STALENESS, min(step - 1, staleness))
-        # What is in flight when a step begins to learn: so many steps' worth, and nothing beyond the last.
+        # In flight when a step begins to learn: that many steps' worth, and nothing beyond the last step.
         assert stream.ahead == 3 * min(staleness, 5 - step)
         assert stream.position == 3 * step
     assert taken == list(range(15))
@@ -96,31 +95,31 @@ def test_an_adapter_that_stands_still_makes_nothing_stale(make_stream: Any) -> N
 def test_groups_without_signal_are_replaced_up_to_the_limit(make_stream: Any) -> None:
     stream, sampler = make_stream("train.max_problems_per_step=6", dull={1, 2, 4, 10, 11, 12, 13, 14})
     first = stream.take(1, ref(0))
-    # 0 1̶ 2̶ | 3 4̶ 5: two are missing, one in three had a signal, and the limit leaves three.
+    # 0 1̶ 2̶ | 3 4̶ 5: two groups are missing and one in three had a signal, but the limit leaves only three.
     assert (ids(first.to_learn), ids(first.replaced)) == ([0, 3, 5], [1, 2, 4])
     assert [len(prompts) for _, prompts, _ in sampler.asked] == [3, 3]
     assert (first.rollout_s, first.grade_s) == (2 * 2.0, 2 * 0.5)
     assert stream.metrics()["groups/replaced"] == 3
     assert ids(stream.take(2, ref(1)).all) == [6, 7, 8]
     assert stream.metrics()["groups/replaced"] == 0
-    # Six were sampled and one has signal: two without keep the step's size.
+    # Six were sampled and one has a signal: two without a signal make up the step's size.
     assert ids(stream.take(3, ref(2)).all) == [9, 10, 11, 12, 13, 14]
     assert stream.position == 15
 
 
 def test_a_round_asks_for_enough_at_the_share_so_far(make_stream: Any) -> None:
-    """Of 0 to 2 one has a signal: two are missing, so six more, and all six count as sampled."""
+    """One of groups 0 to 2 has a signal. Two are missing, so six more are requested, and all six count as sampled."""
     stream, sampler = make_stream("train.max_problems_per_step=30", dull={1, 2, 4, 6})
     first = stream.take(1, ref(0))
     assert (ids(first.to_learn), ids(first.replaced)) == ([0, 3, 5], [7, 8, 1, 2, 4, 6])
     assert sum(len(prompts) for _, prompts, _ in sampler.asked) == stream.position == 9
-    # On policy: nothing that was asked for under this version is left for the next.
+    # On policy: nothing requested under this version is left for the next.
     assert stream.ahead == 0
     assert versions(stream.take(2, ref(1)).all) == [1, 1, 1]
 
 
 def test_without_any_signal_a_round_is_as_large_as_for_one(make_stream: Any) -> None:
-    """Where none has had a signal the round is as large as one in all would ask for."""
+    """While no group has had a signal, a round is as large as if one of them had."""
     stream, sampler = make_stream("train.max_problems_per_step=30", dull=set(range(9)))
     assert ids(stream.take(1, ref(0)).to_learn) == [9, 10, 11]
     assert sum(len(prompts) for _, prompts, _ in sampler.asked) == 3 + 3 * 3
@@ -128,7 +127,7 @@ def test_without_any_signal_a_round_is_as_large_as_for_one(make_stream: Any) -> 
 
 @pytest.mark.parametrize("staleness", [1, 2, 3])
 def test_what_is_asked_for_beyond_the_need_is_for_later_steps(make_stream: Any, staleness: int) -> None:
-    """And none of it grows older than the bound, whatever had a signal."""
+    """None of these groups grows older than the bound, whichever groups have a signal."""
     overrides = ("rollout.placement=ray", f"rollout.max_staleness={staleness}", "train.steps=9")
     for seed in range(8):
         draw = random.Random(seed)
@@ -137,7 +136,7 @@ def test_what_is_asked_for_beyond_the_need_is_for_later_steps(make_stream: Any, 
         taken: list[int] = []
         for step in range(1, 10):
             found = stream.take(step, ref(step - 1))
-            # Taken one by one: none with a signal is thrown away.
+            # Groups are taken one at a time, so none with a signal is discarded.
             assert all(number in dull for number in ids(found.replaced))
             assert stream.metrics()["rollout/staleness_max"] <= staleness
             taken += ids(found.all)
@@ -145,7 +144,6 @@ def test_what_is_asked_for_beyond_the_need_is_for_later_steps(make_stream: Any, 
 
 
 def test_replacing_takes_from_what_is_in_flight_within_bounds(make_stream: Any) -> None:
-    """A step that replaces takes from what is under way and stays within the bound."""
     overrides = ("rollout.placement=ray", "rollout.max_staleness=2", "train.max_problems_per_step=12")
     stream, _ = make_stream(*overrides, dull={number for number in range(1000) if number % 4})
     taken: list[int] = []
@@ -164,11 +162,10 @@ def segments(group: GradedGroup) -> list[list[tuple[str, int]]]:
 
 
 def test_the_unfinished_go_on_until_the_step_before_their_own(make_stream: Any) -> None:
-    """What is unfinished goes on under each version until the step before its own."""
     stream, sampler = make_stream(*SEGMENTS, lengths=(5, 72))
     expected = {
-        1: [("0", 72)],  # there was nobody before
-        2: [("0", 72)],  # asked for in the step before its own, which has the last segment
+        1: [("0", 72)],  # there is no earlier step
+        2: [("0", 72)],  # requested in the step before its own, which samples the last segment
         3: [("0", 10), ("1", 62)],
         4: [("0", 10), ("1", 10), ("2", 52)],
         5: [("1", 10), ("2", 10), ("3", 52)],
@@ -178,9 +175,9 @@ def test_the_unfinished_go_on_until_the_step_before_their_own(make_stream: Any) 
         short = [(expected[step][0][0], 5)]
         assert [segments(each) for each in graded] == [[short, expected[step]]] * 3
         assert stream.position == 3 * step
-        if step == 2:  # what was begun goes on first, in the order in which it is needed; then what is new begins
+        if step == 2:  # unfinished groups continue first, in the order they are needed; then new ones begin
             assert sampler.begun[4:] == [(ref(1).key, "6", 72), (ref(1).key, "9", 20), (ref(1).key, "12", 10)]
-    # Of 77 tokens 5 + 10 are of three updates before, 10 of two, 52 of one.
+    # Of 77 tokens, 5 + 10 are from three updates before, 10 from two, and 52 from one.
     assert stream.metrics() == {
         "rollout/staleness_mean": pytest.approx((3 * 15 + 2 * 10 + 52) / 77),
         "rollout/staleness_max": 3.0,
@@ -197,8 +194,8 @@ def test_a_leg_is_one_also_where_the_version_stands_still(make_stream: Any) -> N
 
 
 def test_what_is_taken_before_its_last_segment_is_finished(make_stream: Any) -> None:
-    """What a step that replaces takes before its last segment is finished in the step itself."""
-    # Step 2 finds 3 to 5 whole, as 6 to 8 will be in a moment; of the 9 to 11 only ten tokens are asked for.
+    """A step that replaces groups may take some before their last segment; it finishes them itself."""
+    # Step 2 finds groups 3 to 5 complete, and 6 to 8 soon will be; only ten tokens of 9 to 11 have been requested.
     stream, sampler = make_stream(*SEGMENTS, "train.max_problems_per_step=9", dull={4, 5, 6, 7, 8}, lengths=(5, 72))
     stream.take(1, ref(0))
     graded = stream.take(2, ref(1)).all
@@ -210,7 +207,7 @@ def test_what_is_taken_before_its_last_segment_is_finished(make_stream: Any) -> 
         *[[("0", 10), ("1", 62)]] * 3,
     ]
     assert sampler.begun[-1] == (ref(1).key, "9", 72)
-    # The last of its request was finished with it, and is taken as it is.
+    # Group 11, the last of that request, was finished along with the others and is taken as it is.
     graded = stream.take(3, ref(2)).all
     assert ids(graded) == [11, 12, 13]
     assert segments(graded[0])[1] == [("0", 10), ("1", 10), ("1", 52)]
@@ -219,7 +216,7 @@ def test_what_is_taken_before_its_last_segment_is_finished(make_stream: Any) -> 
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 12])
 def test_in_segments_no_token_is_older_than_the_bound(make_stream: Any, limit: int) -> None:
-    """In segments every problem comes once and no token is older than the bound."""
+    """Every problem also comes exactly once."""
     for seed in range(4):
         draw = random.Random(f"{limit}/{seed}")
         dull = {number for number in range(200) if draw.random() < 0.6}
@@ -301,8 +298,8 @@ def test_a_correction_makes_reinforce_fit_for_stale_completions(make_config: Con
 def test_a_resumed_run_draws_what_taught_nothing_as_rarely(
     overrides: tuple[str, ...], mixed: bool, make_config: ConfigMaker
 ) -> None:
-    """Stopped after any step, with its state through JSON, it goes on with the problems and seeds of the one that was
-    not stopped."""
+    """Stopped after any step and resumed from its state as JSON, a run draws the same problems and seeds as one that
+    was not stopped."""
     steps, dull = 14, {0, 2, 3, 5}
     settings = ("train.problems_per_step=3", f"train.steps={steps}", "data.replay=0.3", *overrides)
     config = make_config(*settings)

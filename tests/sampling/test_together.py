@@ -1,4 +1,4 @@
-"""Ranks that do their shares of one thing go on together or leave together."""
+"""Ranks that each do a share of the same work continue together or stop together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rank = tuple[Ranks, StopRequest]
 
 
 def outcomes(share: Callable[[Ranks, StopRequest], object]) -> list[object]:
-    """What comes of it on each of two ranks."""
+    """The outcome on each of two ranks."""
 
     def act(rank: Rank) -> str:
         with together(*rank):

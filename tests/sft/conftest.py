@@ -1,4 +1,4 @@
-"""A supervised run that is over; no test sees a launcher's variables."""
+"""A finished supervised run, and an environment without a launcher's variables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.helpers.supervised import RUN, config_of
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the variables of a launcher, which other tests of this process may have set: accelerate would wrap the
-    model for several ranks."""
+    """Remove the variables of a launcher, which other tests in this process may have set and which would make
+    accelerate wrap the model for several ranks."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     AcceleratorState._reset_state(reset_partial_state=True)

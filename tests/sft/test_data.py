@@ -1,5 +1,5 @@
-"""What a supervised run learns from: rows become turns or counted reasons, turns become the tokens that the sampler
-would see, and what is tested on is never learned from."""
+"""What a supervised run learns from: rows become turns or are dropped with counted reasons, turns become the tokens
+that the sampler would see, and tested rows are never learned from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rollout.types import Problem
 from tests.helpers.grown import SAID, write_grown
 
 COLUMNS = ChatColumnsConfig(messages="messages", prompt="prompt", completion="completion")
-# A template that takes the assistant's earlier words after `=` away, as some take away its thinking.
+# A template that cuts off what follows `=` in earlier assistant turns, as some templates cut off thinking.
 FORGETFUL = (
     "{% for m in messages %}{{ m.role[0] + ':' }}"
     "{{ m.content if m.role == 'user' or loop.last else m.content.split('=')[0] }}{{ '\\n' }}{% endfor %}"
@@ -47,7 +47,7 @@ def said(*contents: str) -> tuple[dict[str, str], ...]:
 
 
 def learned(example: Example) -> list[list[int]]:
-    """The runs of learned tokens."""
+    """The contiguous runs of learned tokens."""
     pairs = zip(example.input_ids.tolist(), example.labels.tolist(), strict=True)
     groups = itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)
     return [[token for token, _ in group] for is_learned, group in groups if is_learned]
@@ -135,13 +135,13 @@ def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> 
     messages = ({"role": "system", "content": "+"}, *said("1", "2=3", "4", "5"))
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(Conversation(id="", messages=messages))
     assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3<end>", "5<end>"]
-    # Letters are unknown to this tokenizer, which shows where they are.
+    # This tokenizer does not know letters, so `<unk>` shows where they are.
     text = tokenizer.decode(example.input_ids).replace("<unk>", "x")
     assert text == "xxxxxxxxxx\n+\nxxxxxxxx\n1\nxxxxxxxxxxxxx\n2=3<end>\nxxxxxxxx\n4\nxxxxxxxxxxxxx\n5<end>"
 
 
 def test_a_turn_of_weight_zero_is_read_and_not_learned(tokenizer: Any) -> None:
-    """As OpenAI's files have them: an answer that is to be seen, and not to be given."""
+    """OpenAI's files have such turns: an answer for the model to read, but not to give."""
     tokenizer.chat_template = TULU
     first, unwanted, *rest = said("1", "2", "4", "5")
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(
@@ -155,7 +155,7 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(tokenizer: Any) -> None:
 
 
 def test_thoughts_are_learned_or_the_row_is_dropped(tokenizer: Any) -> None:
-    """Thoughts beside a turn's content go where the template has them, and are lost without a word nowhere."""
+    """Thoughts beside a turn's content go where the template puts them, and are never lost silently."""
     thoughtful = "{% for m in messages %}{{ m.role[0] + ':' }}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
     tokenizer.chat_template = thoughtful + "{% if add_generation_prompt %}a:{% endif %}"
     question, answer = said("1+1", "2")
@@ -172,7 +172,7 @@ def test_thoughts_are_learned_or_the_row_is_dropped(tokenizer: Any) -> None:
 
 
 def test_columns_beside_the_turns_are_named(tmp_path: Path) -> None:
-    """A system prompt in a column of its own, or Alpaca's input, is not learned from."""
+    """A system prompt in its own column, or Alpaca's input, is not learned from."""
     row = {"conversations": list(said("1", "2")), "system": "+", "id": 1}
     data = {"source": "file", "path": write(tmp_path / "rows.jsonl", [row]), "columns": {"messages": "conversations"}}
     dropped = Dropped()
@@ -191,7 +191,7 @@ def test_arguments_of_the_template_are_the_samplers_too(tokenizer: Any) -> None:
 
 
 def test_only_the_last_answer_is_learned_where_others_change(tokenizer: Any) -> None:
-    """A template may change the answers before it, as one that cuts off their thoughts."""
+    """A template may change earlier answers, for example by cutting off their thoughts."""
     tokenizer.chat_template = FORGETFUL
     conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
@@ -217,8 +217,8 @@ def test_no_example_has_a_token_without_an_embedding(tmp_path: Path) -> None:
 
 
 def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any) -> None:
-    """Rows are chosen by a seed of their own."""
-    # Four answers to each of thirty questions.
+    """The split follows the seed of the data, not that of the run."""
+    # Thirty questions with four answers each.
     rows = [{"prompt": f"{q}=?", "completion": str(a)} for q in range(30) for a in range(4)]
     path = write(tmp_path / "rows.jsonl", rows)
 
@@ -230,7 +230,7 @@ def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any)
     questions = {text.split("\n")[0] for text in test}
     assert len(test) == 10
     assert not questions & {text.split("\n")[0] for text in train}
-    # All answers to other questions are there.
+    # All answers to the other questions are kept.
     assert len(train) == 4 * (30 - len(questions))
     assert texts(test_size=10, run_seed=5) == (train, test)
     assert texts(test_size=10, limit=20) == (train[:20], test)
@@ -241,7 +241,7 @@ def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any)
 
 
 def test_a_directory_is_tested_on_by_its_test_split(tmp_path: Path, tokenizer: Any) -> None:
-    """Of `data.test_path` the training split would be read, and then taken away from what is learned."""
+    """`data.test_path` would read the directory's training split and then remove it from what is learned."""
     for name, question in (("train", "1"), ("test", "2")):
         write(tmp_path / f"{name}.jsonl", [{"messages": list(said(question, "3"))}])
     data = {"source": "file", "path": str(tmp_path), "test_path": str(tmp_path), "test_size": 9}
@@ -276,7 +276,7 @@ def test_other_columns_are_named_with_the_keys_for_them(tmp_path: Path, tokenize
     ],
 )
 def test_a_named_column_is_the_one_that_is_read(columns: dict[str, str], asked: str, tmp_path: Path) -> None:
-    """A row may have several that could be; those that nobody named are then not looked at."""
+    """A row may have several suitable columns; those that were not named are ignored."""
     row = {"messages": said("chat", "1"), "turns": said("others", "1"), "question": "own"}
     path = write(tmp_path / "rows.jsonl", [{**row, "completion": "1", "answer": "1"}])
     _, train = streams(config_of(source="file", path=path, columns=columns, test_size=0).data, Dropped())
@@ -343,7 +343,7 @@ def test_hub_sets_are_read_by_their_own_columns(
 
 
 def test_unwanted_answers_of_the_hub_are_not_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the columns that are needed are read: the label is one of them."""
+    """Only the columns that are needed are read, and the label is one of them."""
     rows = [{"prompt": "1", "completion": text, "label": text == "2", "more": 1} for text in ("2", "3")]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
     dropped = Dropped()

@@ -1,4 +1,4 @@
-"""The embedded model: what ships is small, is what its recipe says, and can be made again."""
+"""The embedded model: what is shipped is small, matches its recipe, and can be rebuilt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_it_is_small_and_has_the_shape_of_qwen3() -> None:
 
 
 def test_guessing_mostly_fails_and_working_mostly_succeeds() -> None:
-    """As the model's own record says."""
+    """According to the record that ships with the model."""
     accuracy = json.loads((EMBEDDED_DIR / "made.json").read_text())["held_out_accuracy"]
     assert 0.3 <= accuracy["direct"] <= 0.5 < 0.8 < accuracy["worked"] < 0.98
 
@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipe_runs_and_repeats_bit_for_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Random weights never stop: the score of two answers is as good as that of two hundred.
+    # A model with random weights never stops generating, so two scored answers serve as well as two hundred.
     monkeypatch.setattr(embedded, "held_out_accuracy", partial(embedded.held_out_accuracy, count=2))
     embedded.build(tmp_path, steps=2, seed=3)
     again = load_file(tmp_path / "model.safetensors")
@@ -80,7 +80,8 @@ def test_the_recipe_runs_and_repeats_bit_for_bit(run: Path, tmp_path: Path, monk
 
 
 def test_the_warm_start_is_adam_on_the_answers(run: Path) -> None:
-    """Two steps of torch's own AdamW on the same batches, with the rate, clipping and decay of the recipe."""
+    """Compared with two steps of torch's own AdamW on the same batches, with the recipe's rate, clipping and weight
+    decay."""
     torch.manual_seed(3)
     model = embedded.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)

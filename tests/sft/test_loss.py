@@ -50,7 +50,7 @@ SPLITS: dict[str, list[tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("arm", SPLITS)
 def test_loss_and_gradient_are_those_of_the_cross_entropy(arm: str, tmp_path: Path) -> None:
-    """Of the answers alone, however a step is split into micro-batches."""
+    """Only the answers count, however a step is split into micro-batches."""
     plain = assembled(tmp_path, arm)
     loss = mean_nats(plain.trainable.causal_lm, plain.examples.train)
     gradients = torch.autograd.grad(loss, list(plain.trainable.parameters.values()))
@@ -70,7 +70,7 @@ def test_loss_and_gradient_are_those_of_the_cross_entropy(arm: str, tmp_path: Pa
 
 
 def test_a_padding_token_that_the_model_lacks_is_not_used(tmp_path: Path) -> None:
-    """One that was added to the tokenizer alone, as to Llama 2 in many a script: no row may hold it."""
+    """A padding token added only to the tokenizer, as many scripts do for Llama 2, may not appear in any row."""
     shutil.copytree(EMBEDDED_DIR, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -82,7 +82,8 @@ def test_a_padding_token_that_the_model_lacks_is_not_used(tmp_path: Path) -> Non
 
 
 def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process sees several, transformers would spread each micro-batch over all, and TRL refuses to."""
+    """If a process sees several cards, transformers would spread each micro-batch over all of them, which TRL
+    refuses."""
     devices_of = vars(TrainingArguments)["_setup_devices"].func
 
     def beside_another(arguments: TrainingArguments) -> torch.device:
@@ -99,7 +100,7 @@ def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("arm", ["lora.targets=all", "lora.targets=mlp+lm_head"])
 def test_a_family_that_takes_no_count_of_tokens_is_split_alike(arm: str, tmp_path: Path) -> None:
-    """Gemma 4 and Qwen 3.5 say of their own loss that it cannot be divided by the tokens of a whole step."""
+    """Gemma 4 and Qwen 3.5 declare that their own loss cannot be divided by the token count of a whole step."""
     model = tiny_wrapper("gemma4")
     assert model.accepts_loss_kwargs is False
     model.save_pretrained(tmp_path / "model")
@@ -113,7 +114,7 @@ def test_a_family_that_takes_no_count_of_tokens_is_split_alike(arm: str, tmp_pat
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_packed_example_does_not_see_its_neighbours(attention: str, tmp_path: Path) -> None:
-    """Token by token: the parts of a packed row against each example alone."""
+    """The parts of a packed row are compared with each example alone, token by token."""
     run = assembled(tmp_path, "data.packing=true", f"train.attention={attention}", "train.batch_size=1")
     rows = rows_of(run.examples.train, 64, packing=True)
     assert max(len(row["seq_lengths"]) for row in rows) > 1
@@ -132,13 +133,13 @@ def test_a_packed_example_does_not_see_its_neighbours(attention: str, tmp_path: 
     with torch.no_grad():
         alone = torch.cat([nats(run.trainable.causal_lm, part) for part in parts])
     torch.testing.assert_close(packed_nats(dict(batch)), alone, atol=LOGPROB_NATS, rtol=0)
-    # The same row taken for one long example: what this test is there to notice.
+    # The same row taken as one long example: the fault that this test is meant to notice.
     blind = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
     assert float((packed_nats(blind) - alone).abs().max()) > 0.1
 
 
 def test_a_step_learns_from_the_same_rows_in_every_arm(tmp_path: Path) -> None:
-    """Whatever the method, the rank and the micro-batches."""
+    """Whatever the method, the rank and the micro-batch size."""
     lengths = (5, 3, 9, 4, 7, 6)
     labels = [np.array([IGNORED] + [7] * (n - 1), np.int32) for n in lengths]
     rows = rows_of([Example(abs(row), row) for row in labels], 64, packing=False)
@@ -157,7 +158,7 @@ def test_a_step_learns_from_the_same_rows_in_every_arm(tmp_path: Path) -> None:
 def test_updates_without_a_number_are_skipped_and_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The losses of the second and of the last three steps of six are infinite; what was learned is of the others."""
+    """Of six steps, the losses of the second and of the last three are infinite; only the others are learned from."""
     broken = {2, 4, 5, 6}
     calls = itertools.count(1)
     compute: Any = SFTTrainer.compute_loss

@@ -1,4 +1,4 @@
-"""An interrupted supervised run ends as one that was not."""
+"""An interrupted supervised run ends exactly like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class _Interrupt(TrainerCallback):
 
 
 def interrupted(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool, step: int = 2) -> SftRun:
-    """A run that is asked to stop after a step."""
+    """A run that is asked to stop after the given step."""
     run = assemble(config, tokenizer, stop, resume=resume)
-    # Before the run's own callback looks.
+    # In front, to act before the run's own callback looks for a stop.
     run.trainer.callback_handler.callbacks.insert(0, _Interrupt(step))
     return run
 
@@ -90,7 +90,7 @@ def test_a_stopped_measurement_is_made_when_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Before the first step, on the way, after the last: no line of metrics is lost, none is there twice."""
+    """Stopped before the first step, midway or after the last, a run loses no line of metrics and writes none twice."""
     config = config_of(tmp_path, *RUN, "checkpoint.every=1")
     asked = []
 
@@ -118,7 +118,7 @@ def test_a_stopped_measurement_is_made_when_the_run_goes_on(
 
 
 def test_a_run_made_longer_is_the_one_planned_so(tmp_path: Path) -> None:
-    """Where it keeps checkpoints, of which the last is after its last step."""
+    """The run keeps checkpoints, the last of which is after its last step."""
     settings = (*RUN, "optim.schedule=constant", "checkpoint.every=2")
     assert run_sft(config_of(tmp_path, *settings, f"output_dir={tmp_path / 'long'}")) == 0
     assert run_sft(config_of(tmp_path, *settings, "train.steps=3")) == 0
@@ -133,7 +133,7 @@ def test_a_run_made_longer_is_the_one_planned_so(tmp_path: Path) -> None:
 def test_an_update_left_out_is_left_out_of_a_resumed_run_too(
     broken: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam's count is of the updates that were made: it is in the checkpoint, also where there was none yet."""
+    """Adam counts only the updates that were made. The checkpoint stores that count, even before the first update."""
     compute: Any = SFTTrainer.compute_loss
     calls = itertools.count(1)
 

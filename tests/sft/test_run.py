@@ -30,7 +30,7 @@ from tests.helpers.supervised import CPU, RUN, assembled, config_of, mean_nats
 
 def test_the_run_directory_says_what_happened(finished: Path) -> None:
     lines = read_metrics(finished)
-    # Every second step, and those that measure.
+    # Every second step, and the steps that measure.
     assert [line["step"] for line in lines] == [0, 2, 3, 4, 6]
     assert [line["step"] for line in lines if "test/log_loss" in line] == [0, 3, 6]
     measured = {"loss", "lr", "grad_norm", "time/step_s", "throughput/tokens_per_s"}
@@ -58,7 +58,8 @@ def test_published_versions_are_measured_as_peft_measures_them(finished: Path) -
 
 
 def test_a_version_is_what_reinforcement_learning_publishes(finished: Path, make_config: Any, tmp_path: Path) -> None:
-    """Version 0 of the same rank and seed, byte for byte, and a manifest of the same facts."""
+    """Version 0 equals that of reinforcement learning with the same rank and seed, byte for byte, and the manifest
+    holds the same facts."""
     trainable = LoraPolicy(make_config("lora.rank=1"), CPU)
     trainable.write(tmp_path, {name: p.detach() for name, p in trainable.parameters.items()})
     first = finished / "adapters" / "v000000"
@@ -76,7 +77,8 @@ def test_a_run_is_not_written_over(finished: Path) -> None:
 
 
 def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> None:
-    """At 1e-6 a step a bfloat16 weight would round back; the masters move, and the model that loads is their cast."""
+    """At 1e-6 per step a bfloat16 weight would round back. The float32 masters move, and the model that loads is their
+    cast."""
     run = assembled(tmp_path, "method=full", "model.dtype=bfloat16", "optim.lr=1e-6")
     before = run.trainable.values()
     run.trainer.train()
@@ -94,7 +96,7 @@ def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_chat_template_of_its_own_lies_beside_what_it_trained(method: str, tmp_path: Path) -> None:
-    """Of which a copy is served, whatever becomes of the file."""
+    """A copy of the template is served, whatever becomes of the original file."""
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     run = assembled(tmp_path, f"method={method}", "prompt.template=chat", f"data.chat_template={file}")

@@ -1,4 +1,4 @@
-"""Sweeps whose runs are fake."""
+"""Sweeps over a fake training command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.sweep_runs import ROOT, SweepMaker
 
 @pytest.fixture
 def make_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepMaker:
-    """A sweep over the fake command: two arms, three rates a decade apart, the best of which is 1e-3."""
+    """A sweep over the fake command, with two arms and three rates a decade apart, of which 1e-3 is the best."""
     monkeypatch.setitem(COMMANDS, "fake", FAKE)
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

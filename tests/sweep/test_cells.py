@@ -1,4 +1,4 @@
-"""What the file of a sweep means, and what is refused before anything runs."""
+"""What a sweep's file means, and what is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.helpers.sweep_runs import ROOT, SweepMaker
 
 SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("sweep_*.yaml"))
 
-# What the recipe of the embedded model begins with is made by another command.
+# The model that the recipe of the embedded model starts from is made by another command.
 EMBEDDED = {"model.name": "embedded"}
 
 
-# What a file means.
+# The meaning of a sweep's file.
 
 
 def test_a_plain_grid_has_an_arm_a_combination_of_other_keys() -> None:
-    """Other than the axis."""
+    """The axis is not one of these other keys."""
     config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3, 1e-4], "data.arithmetic.terms": [[3, 4]]})
     arms = arms_of(config)
     assert [arm.name for arm in arms] == ["lora.rank=1", "lora.rank=8"]
@@ -107,7 +107,8 @@ def test_a_shipped_sweep_is_valid_in_all_its_cells(name: str) -> None:
     assert config.output_dir == f"runs/{Path(name).stem}"
     targets = targets_of(config)
     assert len(targets) >= 3
-    # No run is made twice, but for an arm that is another's, judged at a rate that need not be its best.
+    # No run is made twice, except by an arm of one value, which repeats another arm's run at a rate that need not be
+    # its best.
     chosen = [arm for arm in arms_of(config) if len(arm.axis_values) > 1]
     hashes = [targets[arm.name, value].config_hash for arm in chosen for value in arm.axis_values]
     assert len({*hashes}) == len(hashes)
@@ -137,7 +138,7 @@ def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
     ],
 )
 def test_a_score_that_no_run_can_have_is_refused_at_once(values: dict[str, Any], told: str) -> None:
-    """Not after the hours that the cells take."""
+    """Rather than after the hours that the cells take."""
     config = sweep_of(**{"grid": {"optim.lr": [1e-3]}, **values})
     (arm,) = arms_of(config)
     with pytest.raises(ConfigError, match=told):

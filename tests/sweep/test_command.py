@@ -1,4 +1,4 @@
-"""What the command says of a sweep: before it runs, while it runs elsewhere, and when it is drawn again."""
+"""What the sweep command says before it runs, while the sweep runs elsewhere, and when its report is redrawn."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: Sweep
 
 
 def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> None:
-    """The adapter to start from may be gone once every run has a checkpoint, or a result."""
+    """Once every run has a checkpoint or a result, the adapter to start from may be gone."""
     start = tmp_path / "start"
     write_peft(start, base_model_name_or_path="embedded")
     (tmp_path / "sweep.yaml").write_text(
@@ -98,7 +98,7 @@ def test_a_sweep_s_directory_is_not_its_summary(tmp_path: Path) -> None:
 def test_a_report_is_written_now_and_then_and_at_the_end(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six cells end within a minute: the first is reported, and all of them once nothing runs."""
+    """Six cells end within a minute: a report is written after the first, and another when nothing runs any more."""
     make_sweep()
     reported: list[int] = []
 

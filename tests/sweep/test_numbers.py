@@ -1,4 +1,4 @@
-"""The statistics of a sweep: means, spreads and best rates worked by hand, and intervals that hold the truth."""
+"""The statistics of a sweep: means, spreads and best rates worked by hand, and intervals that cover the truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = 0.02
 
 
 def test_draws_are_of_students_t_with_the_freedom_of_the_spread() -> None:
-    """97.5 % of the draws of a mean of four seeds are below t · deviation / 2."""
+    """97.5 % of the draws of a mean of four seeds are less than t · deviation / 2 above it."""
     generator = np.random.default_rng(0)
     deviations = possible_deviations(Spread(deviation=0.02, freedom=3), generator)
     draws_D = redrawn(np.array([0.9]), 4, deviations, generator)[1:, 0]
@@ -48,10 +48,10 @@ def test_the_quantiles_are_those_of_students_t() -> None:
 def test_mean_and_spread_over_seeds_are_those_worked_by_hand() -> None:
     found = mean_over_seeds([0.90, 0.92, 0.94])
     assert found.value == pytest.approx(0.92)
-    # Standard deviation 0.02, of the mean 0.02 / √3, times 4.3027.
+    # The standard deviation is 0.02, that of the mean 0.02 / √3, and t is 4.3027.
     assert found.interval == pytest.approx((0.92 - 0.049683, 0.92 + 0.049683), abs=1e-5)
     assert mean_over_seeds([0.9]).interval is None
-    # Squares about the means: 2 · 0.01² and 2 · 0.02², over 1 + 1 degrees of freedom.
+    # Squared deviations from the means: 2 · 0.01² and 2 · 0.02², over 1 + 1 degrees of freedom.
     pooled = pooled_spread([[0.90, 0.92], [0.5], [0.7, 0.74]])
     assert pooled
     assert pooled.deviation == pytest.approx(math.sqrt(0.001 / 2))
@@ -66,20 +66,20 @@ def test_a_parabola_is_found_exactly_between_uneven_points() -> None:
 
 
 def test_the_good_range_is_the_one_worked_by_hand() -> None:
-    """The ends of the axis, too."""
+    """The range may reach the ends of the axis."""
     x = np.array([0.0, 1.0, 2.0, 4.0])
     y = np.array([[0.5, 0.9, 0.89, 0.8], [0.9, 0.8, 0.9, 0.7], [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]])
     found = optima(x, y, 0.02)
-    # First curve: level 0.88; left 0.5 → 0.9 reaches it at 0.95, right 0.89 → 0.8 at 2 + 2/9.
+    # First curve: the level is 0.88; 0.5 → 0.9 on the left reaches it at 0.95, and 0.89 → 0.8 on the right at 2 + 2/9.
     assert found.low == pytest.approx([0.95, 0.0, 3.6, 0.0])
     assert found.high == pytest.approx([2 + 2 / 9, 0.2, 4.0, 4.0])
-    # First curve: rise 0.4 and fall 0.01 over equal steps: 1 + (0.4 − 0.01) / (2 · 0.41).
+    # First curve: a rise of 0.4 and a fall of 0.01 over equal steps give 1 + (0.4 − 0.01) / (2 · 0.41).
     assert found.best == pytest.approx([1 + 0.39 / 0.82, -math.inf, math.inf, -math.inf])
     assert math.isnan(optima(x[:1], y[:, :1], 0.02).best[0])
 
 
 def test_what_failed_bounds_the_best_and_its_range() -> None:
-    """It is known to be bad: the best is not beyond it, and no line is drawn to it or across it."""
+    """A failed value is known to be bad: the best is not beyond it, and no line is drawn to it or across it."""
     x = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
     y = np.array([[0.5, 0.9, 0.89, -np.inf, 0.895], [-np.inf, 0.9, -np.inf, 0.2, 0.1], [0.1, -np.inf, 0.2, 0.5, 0.6]])
     with np.errstate(all="raise", under="ignore"):
@@ -99,18 +99,19 @@ def test_what_is_beyond_the_axis_widens_the_interval() -> None:
 
 
 class Design(NamedTuple):
-    """What of a sweep decides how far its best values can be trusted."""
+    """The properties of a sweep that decide how far its best values can be trusted."""
 
     x_K: Floats
     seeds: int
     confirming: int
     arms: int
     noisier: float = 1.0
-    """Spread of seeds a grid step or more from the best value, over that at the best value."""
+    """Spread over seeds one grid step or more away from the best value, relative to that at the best value."""
 
 
 def shipped_designs() -> dict[str, Design]:
-    """Of every shipped sweep that gives intervals of best values: three values or more, some with several seeds."""
+    """The designs of all shipped sweeps that give intervals of best values: three or more values, some with several
+    seeds."""
     designs = {}
     for path in sorted(CONFIGS.glob("sweep_*.yaml")):
         config = read_config(SweepConfig, path.name)
@@ -132,7 +133,7 @@ DESIGNS = {
 
 
 def simulated(design: Design, spread: float, generator: np.random.Generator) -> dict[str, bool]:
-    """One sweep of arms whose best values and noise are known: which of its intervals hold the truth."""
+    """Simulate one sweep of arms whose best values and noise are known → which of its intervals cover the truth."""
     x_K, middle = design.x_K, design.x_K[1:-1]
     means, truths, groups = [], [], []
     for _ in range(design.arms):
@@ -167,8 +168,8 @@ def simulated(design: Design, spread: float, generator: np.random.Generator) -> 
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 sweeps of each design, whose seeds spread by half of what a good range tolerates. A share of 300 is known to
-    its standard error: the lowest, 0.893, is 0.91 in 2,000."""
+    """300 sweeps of each design, with a spread over seeds of half of a good range's tolerance. A share of 300 is known
+    only to within its standard error: the lowest, 0.893, is 0.91 in 2,000 sweeps."""
     monkeypatch.setattr(statistics, "DRAWS", 1000)
     generator = np.random.default_rng(0)
     held = [simulated(DESIGNS[name], TOLERANCE / 2, generator) for _ in range(300)]

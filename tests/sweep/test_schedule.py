@@ -1,4 +1,4 @@
-"""What a sweep's runs survive: cells in order, failures, interruptions, and cards."""
+"""How a sweep schedules its runs on cards, and survives failures and interruptions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rollout.files.ownership import MARKER
 from tests.helpers.sweep_fake import FAKE
 from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, run
 
-# What its runs survive.
+# Order, cards and failures.
 
 
 def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
@@ -61,7 +61,7 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
         (("4", "GPU-5", "6"), 1, "", {"4", "GPU-5"}),
         (("0",), 1, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {"0"}),
         (("0", "1", "2"), 2, "jobs is 2, and there is room on 3 card(s) for 1 at a time", {"0,1"}),
-        # Such a run says itself what it misses.
+        # A run that lacks cards says so itself.
         (("0",), 2, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {None}),
         ((), 1, "", {None}),
     ],
@@ -75,7 +75,7 @@ def test_no_two_processes_have_one_card(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both would take what was free of it when they began."""
+    """Each of two processes on one card would claim the memory that was free when it began."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sweep_command, "cards_here", lambda: here)
     monkeypatch.setitem(COMMANDS, "fake", replace(FAKE, cards=lambda config: needed))
@@ -102,7 +102,7 @@ def test_a_run_computes_on_its_learners_card_and_its_samplers() -> None:
 
 
 def test_waiting_for_runs_reads_no_configuration(make_sweep: SweepMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sweep looks at its runs ten times a second; what is due changes with a result alone."""
+    """The sweep looks at its runs ten times a second, but only a result changes which cells are due."""
     asked: list[int] = []
 
     def counted(config: SweepConfig, found: dict[str, Result]) -> list[Cell]:
@@ -118,7 +118,7 @@ def test_waiting_for_runs_reads_no_configuration(make_sweep: SweepMaker, monkeyp
 def test_failed_and_hanging_cells_are_recorded(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are run once more only when that is asked for."""
+    """They are run again only on request."""
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
     overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=1.5", "grid.optim.lr=[1e-3]")
     config = make_sweep(*overrides, "jobs=4")
@@ -144,7 +144,7 @@ def test_failed_and_hanging_cells_are_recorded(
 
 
 def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> None:
-    """With its name corrected the cell needs no new run."""
+    """Once the metric's name is corrected, the cell needs no new run."""
     config = make_sweep("grid.optim.lr=[1e-3]")
     scored = run(config)["one_optim.lr=0.001_seed=0"]
     missing = run(make_sweep("grid.optim.lr=[1e-3]", "score.metric=scor"))[scored.cell]
@@ -180,7 +180,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
     command = [sys.executable, "-m", "tests.helpers.sweep_fake", "--config", str(tmp_path / "sweep.yaml"), "jobs=2"]
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
-    # One that has written a step after the line of step 0 has something to go on from.
+    # A run that has written a step after the line of step 0 has something to resume from.
     while sum(len(read_metrics(each)) > 1 for each in config.output.glob("cells/*/run")) < 3:
         assert time.monotonic() < deadline
         assert sweep.poll() is None
@@ -194,7 +194,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
         assert sweep.returncode == 128 + signal.SIGTERM
         assert "run the same command to continue" in output
         assert (config.output / "table.md").is_file()
-    with runs.sole_user(config.output):  # free once the last run has gone, however the sweep went
+    with runs.sole_user(config.output):  # free once the last run has exited, however the sweep ended
         begun = [path.name for path in (config.output / "cells").iterdir()]
         assert not any(alive(attempt["pid"]) for cell in begun for attempt in attempts(config, cell))
 
@@ -207,7 +207,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
         tries = attempts(config, cell)
         assert len(tries) == before.get(cell, 0) + (cell not in finished)
         assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
-    # At least one was in its middle, and went on from there.
+    # At least one was stopped midway and resumed from there.
     assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
 
 

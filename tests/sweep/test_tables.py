@@ -1,4 +1,4 @@
-"""What a sweep's table and figures say of known results."""
+"""What a sweep's tables and figures show for known results."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     assert rank1.comparison.best_ratio.value == pytest.approx(10**1.1)
     low, high = rank1.comparison.best_ratio.interval or (math.nan, math.nan)
     assert low < 10**1.1 < high
-    # Of the confirming seeds: the one that chose the rate was lucky. Rank 1 is a tenth of a decade off its best rate.
+    # Only confirming seeds count, as the seed that chose the rate was lucky. Rank 1's rate is a tenth of a decade off
+    # its best.
     assert rank1.score.value == pytest.approx(sign * (0.92 - 0.1 * 0.1**2))
     assert rank1.seeds == 3
-    # The seeds' own differences cancel in pairs.
+    # In pairs, the differences between seeds cancel.
     assert rank1.comparison.score_difference.value == pytest.approx(-sign * 0.001)
     assert rank1.comparison.score_difference.interval == pytest.approx((-sign * 0.001, -sign * 0.001), abs=1e-9)
 
 
 def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
-    """The edge of the axis is no optimum."""
+    """A best rate at the edge of the axis is not an optimum."""
 
     def score(arm: str, rate: float, seed: int) -> float | None:
         if arm == "rank 1":
@@ -84,7 +85,7 @@ def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
 
 
 def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path) -> None:
-    """Scores that still rise where runs begin to fail: the best rate is the last that learned, not one beyond it."""
+    """The scores still rise where runs begin to fail: the best rate is the last that learned, not one beyond it."""
 
     def score(arm: str, rate: float, seed: int) -> float | None:
         return None if rate > 1e-3 else math.log10(rate) / 10 + seed / 1000
@@ -96,12 +97,12 @@ def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path)
     assert failed.axis_value == 1e-3
     assert failed.best.value == pytest.approx(1e-3)
     assert failed.good_range[1] == pytest.approx(1e-3)
-    # The reference's axis ends at 1e-3, where it still rises.
+    # The reference's axis ends at 1e-3, where its score still rises.
     assert full is not None
     assert full.best.value == math.inf
     rank1, *_ = best_rows(config, analyse(config, found))[1:]
     assert "– 0.001: 0." in rank1[3]
-    # Nothing is known yet of what is not done: its place is beyond what is.
+    # Nothing is known of values whose runs are not done: the best is beyond those that are.
     done = {name: result for name, result in found.items() if result.score is not None}
     rank1, *_ = best_rows(config, analyse(config, done))[1:]
     assert rank1[2].startswith("beyond")
@@ -138,7 +139,8 @@ def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path)
 
 
 def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
-    """A rank beside others, in a grid, and with another reference; an arm that says more than a rank is none."""
+    """A rank looks the same beside other ranks, in a grid and with another reference. An arm that sets more than a rank
+    does not have a rank's look."""
     arms = arms_of(config := paper_sweep(tmp_path))
     rank1, rank8, full = looks_of(config, arms).values()
     assert (rank1["color"], rank8["color"], full["color"]) == (rank_colour(1), rank_colour(8), "black")
@@ -155,7 +157,7 @@ def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
         "all": {"lora.rank": 8},
         "whole": {"method": "full"},
     }
-    # A line that goes along the ranks is none of them.
+    # A line drawn along the ranks does not have the colour of one of them.
     config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3]}, output_dir=str(tmp_path))
     (along,) = looks_of(config, arms_of(config)[:1], "lora.rank").values()
     assert along["color"] == COLOURS[0]
@@ -178,7 +180,7 @@ def test_a_metric_known_before_and_after_alone_is_no_curve(tmp_path: Path) -> No
 
 
 def test_a_sweep_without_results_has_a_table_and_no_figures(tmp_path: Path) -> None:
-    """It was stopped before the first."""
+    """The sweep was stopped before the first result."""
     write_report(sweep_of(grid={"optim.lr": [1e-3]}, output_dir=str(tmp_path)), {})
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "table.md"}
     assert "| quickstart | no value with all seeds |" in (tmp_path / "table.md").read_text()
@@ -188,8 +190,8 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": "min"})
     found = made_up(config, lambda arm, rate, seed: 12.0 if rate == 1e-2 else 0.3 + abs(math.log10(rate) + 3) / 100)
     axes = score_over_axis(config, found, analyse(config, found)).axes[0]
-    # From the lowest, 0.3, to the highest that is not above the untrained model's 0.5, and a twentieth more at each
-    # end of the logarithmic scale.
+    # From the lowest, 0.3, to the highest that is not above the untrained model's 0.5, plus a twentieth at each end of
+    # the logarithmic scale.
     assert axes.get_ylim() == pytest.approx((0.3 * (0.3 / 0.32) ** 0.05, 0.32 * (0.32 / 0.3) ** 0.05))
     (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 50.0%")
     assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
@@ -237,7 +239,7 @@ def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> 
     redraw(moved)
     again = {path.name: path.read_bytes() for path in moved.parent.iterdir() if path != moved}
     assert again == {name: written[name] for name in names}
-    facts["config"]["set"]["optim.lr"] = 1.0  # which a sweep to be run is refused for
+    facts["config"]["set"]["optim.lr"] = 1.0  # a value that would be refused in a sweep about to run
     moved.write_text(json.dumps(facts))
     assert redraw(moved)[0].set["optim.lr"] == 1.0
     with pytest.raises(ConfigError, match="not the summary of a sweep"):

@@ -1,5 +1,5 @@
-"""Cells of a sweep side by side in one process: who is with whom, and what a company survives. The command is scripted
-but for the last test, which trains."""
+"""Cells of a sweep side by side in one process: which cells share it, and what they survive. The command is scripted,
+except in the last test, which trains."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep over the scripted command: two arms that can share, at three rates."""
+    """A sweep over the scripted command, with two arms that can share a process, at three rates."""
     monkeypatch.setitem(COMMANDS, "fake", FAKE)
     monkeypatch.chdir(ROOT)
     (tmp_path / "base.yaml").write_text("train: {steps: 4, problems_per_step: 1}")
@@ -75,7 +75,7 @@ def attempts(config: SweepConfig, cell: str) -> list[dict[str, Any]]:
 
 
 def companies(config: SweepConfig, cells: dict[str, Result]) -> list[set[str]]:
-    """The cells of each process, in the order in which they were started."""
+    """The cells of each process, in the order in which the processes were started."""
     by_pid: dict[int, set[str]] = {}
     for cell in cells:
         for attempt in attempts(config, cell):
@@ -84,7 +84,7 @@ def companies(config: SweepConfig, cells: dict[str, Result]) -> list[set[str]]:
 
 
 def test_cells_that_can_share_are_in_one_process(tmp_path: Path) -> None:
-    """All cells that can share are in one process and two of them at work."""
+    """Two of these cells are at work at a time."""
     config = sweep(tmp_path, "arms.own.test.base=own", "confirm_seeds=[5]")
     results = run(config)
     assert {result.status for result in results.values()} == {"done"}
@@ -119,7 +119,7 @@ def test_processes_divide_the_cells_among_themselves(tmp_path: Path) -> None:
 
 @dataclass
 class AtWork:
-    """A process that goes on for ever."""
+    """A process that never ends."""
 
     at_work: list[Cell]
 
@@ -128,7 +128,7 @@ class AtWork:
 def test_a_process_leaves_to_others_what_they_will_be_free_for(
     at_work: int, taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 24 cells, so many that two processes end as many of those at work and those due; of both arms alike."""
+    """A process takes half of the sum of the cells at work and the 24 due cells, from both arms alike."""
     config = sweep(tmp_path, "jobs=2", "seeds=[0, 1, 2, 3]")
     targets = targets_of(config)
     monkeypatch.setattr(slots, "start_together", lambda config, cells, *_: AtWork(cells))
@@ -144,7 +144,7 @@ def test_a_process_leaves_to_others_what_they_will_be_free_for(
 
 
 def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) -> None:
-    """A cell that fails is recorded while the others go on and is run again when asked."""
+    """The other cells go on."""
     config = sweep(tmp_path, "arms.bad.test.kind=broken", "grid.optim.lr=[1e-3]")
     results = run(config)
     bad = results["bad_optim.lr=0.001_seed=0"]
@@ -158,7 +158,8 @@ def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) 
 
 
 def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In company it stops everybody's clock: only alone can it be told from those that wait for it."""
+    """A hanging cell stops the clocks of all cells in its process. Only alone can it be told from those that wait for
+    it."""
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
     config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=2.5", "together=3")
     results = run(config)
@@ -171,7 +172,7 @@ def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: p
 
 
 def test_a_killed_process_costs_its_cells_nothing(tmp_path: Path) -> None:
-    """A killed process costs its cells nothing and a deadly cell is left to itself."""
+    """In the end, a cell that kills its process runs alone."""
     config = sweep(tmp_path, "arms.deadly.test.kind=deadly", "grid.optim.lr=[1e-3]", "together=3")
     results = run(config)
     assert {result.status for result in results.values()} == {"done"}
@@ -182,7 +183,7 @@ def test_a_killed_process_costs_its_cells_nothing(tmp_path: Path) -> None:
 
 
 def test_cells_that_cannot_begin_together_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cells that cannot begin together run alone and it is said."""
+    """The sweep says why."""
     (tmp_path / "refuses").touch()
     config = sweep(tmp_path, "grid.optim.lr=[1e-3]")
     results = run(config)
@@ -193,7 +194,6 @@ def test_cells_that_cannot_begin_together_run_alone(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tmp_path: Path) -> None:
-    """A sweep stopped in the middle goes on where its cells were."""
     config = sweep(tmp_path)
     (tmp_path / "held").touch()
     started = subprocess.Popen(
@@ -249,7 +249,6 @@ def test_the_settings_file_of_a_cell_says_what_its_command_says(name: str, tmp_p
 
 
 def test_the_table_has_a_row_a_cell_and_is_read_elsewhere(tmp_path: Path) -> None:
-    """The table has a row a cell and a watcher reads it elsewhere."""
     config = sweep(tmp_path)
     targets = targets_of(config)
     names = [row.cell.name for row in board.rows_of(config, targets, {})]
@@ -263,7 +262,7 @@ def test_the_table_has_a_row_a_cell_and_is_read_elsewhere(tmp_path: Path) -> Non
 
 
 def test_cells_that_do_not_fit_together_are_refused_first() -> None:
-    """Each of a thousand processes has a thousandth of the machine."""
+    """Each of a thousand processes gets a thousandth of the machine."""
     cells = [load_config("quickstart.yaml", [f"lora.rank={rank}"]) for rank in (1, 8)]
     with pytest.raises(ConfigError, match=r"^together=2: 2 runs together: .* GiB .*give a smaller together.*jobs"):
         room.reckoned(cells, 2, 1000)
@@ -271,7 +270,7 @@ def test_cells_that_do_not_fit_together_are_refused_first() -> None:
 
 @pytest.mark.engine
 def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Here torch is loaded, and nothing forks: no process is needed to reckon.
+    # torch is loaded here already and nothing forks, so memory can be estimated without a separate process.
     monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=room.reckoned))
     (tmp_path / "real.yaml").write_text(
         f"""

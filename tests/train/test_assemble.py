@@ -1,4 +1,4 @@
-"""What a run is put together from."""
+"""How a run is assembled: overlap warnings and the sizes of the pieces that workers sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
 
 
 def test_pieces_of_a_whole_cluster_follow_from_the_configuration(make_config: Any) -> None:
-    """And a run that is resumed keeps them, with a number of workers too."""
+    """A resumed run keeps them, even when it is resumed with a fixed number of workers."""
     pool = ("rollout.placement=ray", "rollout.address=auto", "log.tensorboard=false")
     whole = (*pool, "rollout.workers=max")
     for problems, piece in ((32, 1), (64, 1), (512, 8), (4096, 16)):
@@ -41,7 +41,7 @@ def test_pieces_of_a_whole_cluster_follow_from_the_configuration(make_config: An
 
 
 def test_a_resumed_run_keeps_the_pieces_it_began_with(make_config: Any) -> None:
-    """`auto` is written down as the number it was."""
+    """The number that `auto` resolved to is recorded."""
     pool = ("rollout.placement=ray", "log.tensorboard=false", "train.problems_per_step=32")
     begun = resolve_pieces(make_config(*pool, "rollout.workers=16"), resume=False)
     begun = resolve_eval_pieces(begun, 100, resume=False)

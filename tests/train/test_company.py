@@ -1,4 +1,4 @@
-"""Several runs side by side: none knows of the others. The engine is scripted; all else is the program."""
+"""Several runs in one process do not affect each other. The engine is scripted; everything else is the real command."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ SETTINGS = (
 EVALUATED = ("eval.suites=[held_out]", "eval.limit=2", "eval.every=2")
 HEALTHY = ("lora.rank=2", "optim.lr=1e-3")
 SPOILT = 7
-"""Seed of a run whose gradient is no number."""
+"""The `loss.kl_coef` that marks a run whose loss is NaN."""
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
-    """Those that companies have started."""
+    """The shared engines that have been started."""
     started: list[StreamingAnswers] = []
 
     def start(configs: list[Config], ranks: Ranks, context: int, at_once: int) -> StreamingAnswers:
@@ -78,7 +78,7 @@ def config_of(directory: Path, *settings: str) -> Config:
 
 
 def kept(root: Path) -> dict[str, Any]:
-    """What a run leaves behind, but for times."""
+    """The files and metrics that a run leaves behind, without times, throughput and memory."""
     lines = [
         {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
         for line in read_metrics(root)
@@ -95,7 +95,7 @@ def kept(root: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loss of a run with `seed=SPOILT` is no number."""
+    """Make every loss of the run with `loss.kl_coef=SPOILT` NaN."""
 
     def made(config: Any, *arguments: Any) -> Any:
         part = objective.objective(config, *arguments)
@@ -109,7 +109,8 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_the_same_in_any_company(
     train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
 ) -> None:
-    """Alone, with one like it, with others of every kind, some of which fail; and by bits, not by digits."""
+    """A run gives bit-for-bit the same result alone, beside an identical run, and beside different runs, some of which
+    fail."""
     assert train("alone", one=HEALTHY) == 0
     alone = kept(tmp_path / "alone" / "one")
     ill = {"like": HEALTHY, "seed": (*HEALTHY, "seed=5"), "huge": (*HEALTHY, "optim.lr=1", "lora.alpha=1e4")}
@@ -125,7 +126,7 @@ def test_a_run_is_the_same_in_any_company(
     assert kept(tmp_path / "ill" / "like") == alone
     assert kept(tmp_path / "ill" / "seed") != alone
     assert engines[-1].largest == 5
-    # The order in which they wait is not that in which they began: nobody waits for another's longest completion.
+    # Runs do not proceed in a fixed order: none waits for another's longest completion.
     begun = [run for run, _ in engines[-1].log]
     assert begun != begun[:5] * (len(begun) // 5)
 
@@ -150,7 +151,7 @@ def test_what_fails_says_so_and_who_waits_takes_its_place(
 def test_a_sampler_left_asleep_is_woken_for_the_next_run(
     train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
 ) -> None:
-    """One that has it for itself lets it sleep while it learns, which may be where it fails."""
+    """A run that has the sampler to itself lets it sleep while it learns, and may fail at that moment."""
     assert train("asleep", at_once=1, bad=(*HEALTHY, f"loss.kl_coef={SPOILT}"), one=HEALTHY) == 1
     assert len(kept(tmp_path / "asleep" / "one")["metrics"]) == 4
     assert not engines[-1].asleep
@@ -159,7 +160,6 @@ def test_a_sampler_left_asleep_is_woken_for_the_next_run(
 def test_a_wrong_configuration_stops_all_before_loading(
     train: Callable[..., int], engines: list[StreamingAnswers], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """A configuration that is wrong stops all before anything is loaded."""
     with pytest.raises(ConfigError, match=r"^two: .*q_porj"):
         train("wrong", one=HEALTHY, two=("lora.targets=[q_porj]",))
     with pytest.raises(ConfigError, match="two of the configurations have"):
@@ -174,7 +174,6 @@ def test_a_wrong_configuration_stops_all_before_loading(
 def test_runs_that_are_stopped_save_and_go_on(
     train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs that are stopped save and go on as if nothing had been."""
     other = ("lora.rank=8",)
     assert train("whole", one=HEALTHY, other=other) == 0
     for count in (3, 8):
@@ -195,7 +194,7 @@ def test_runs_that_are_stopped_save_and_go_on(
 
 
 def killed_while_it_samples() -> None:
-    """To be called in the fork that becomes the command: one run is a step further than the other by then."""
+    """Called in the fork that becomes the command. When the process is killed, one run is a step ahead of the other."""
 
     def start(configs: list[Config], *_: object) -> StreamingAnswers:
         return StreamingAnswers(EngineSettings(model="", dtype="float32", max_model_len=128, lora_rank=1))
@@ -204,7 +203,7 @@ def killed_while_it_samples() -> None:
         if at == int(os.environ.get("KILLED_AT", "0")):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    # mypy knows better than to replace what a module or a class is made of
+    # setattr, because mypy rejects assignments to a module's or a class's functions.
     setattr(company, "start_shared_engine", start)  # noqa: B010
     setattr(StreamingAnswers, "at_advance", kill)  # noqa: B010
 
@@ -276,9 +275,9 @@ def test_each_run_has_the_directory_that_it_has_alone(
         *(".lock", ".rl_engine", "adapters", "checkpoints", "config.yaml", "curves.png", "evals", "metrics.jsonl"),
         *("report.html", "rollouts", "starts.jsonl"),
     }
-    assert (tmp_path / "two" / "other" / "curves.png").is_file()  # of a run without evaluations too
+    assert (tmp_path / "two" / "other" / "curves.png").is_file()  # drawn for a run without evaluations too
     assert load_config(str(root / "config.yaml")).checkpoint.every == 3
-    # What ends the process costs each the step at work alone.
+    # A failure that ends the process costs each run only the step in progress.
     assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step000002", "step000003"]
     with gzip.open(root / "rollouts" / "step000002.jsonl.gz", "rt") as file:
         assert {json.loads(line)["adapter"] for line in file} == {"policy-v000001"}

@@ -1,4 +1,4 @@
-"""An evaluation: what is asked of whatever samples, and in which order."""
+"""What an evaluation asks of any sampler, and in which order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLING = SamplingConfig(n=1, temperature=0, max_tokens=4)
 
 
 class Queue:
-    """Notes what it is told."""
+    """Records the calls made to it."""
 
     tells_all = False
 
@@ -66,10 +66,10 @@ def run(make_config: Any, grader: Grader, tmp_path: Path) -> Any:
 
 def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> None:
     reports = evaluate(run)
-    # Seven problems for three workers: three at a time.
+    # Seven problems for three workers: pieces of three.
     assert run.sampler.queue.said == [("asked", 3), ("asked", 3), ("waited for", 5), ("waited for", 2)]
     assert [(report.suite, report.problems) for report in reports] == [("held_out", 5), ("gsm8k", 2)]
-    # Every problem's answer is kept beside the reports, to be compared with those of later versions.
+    # The answer to every problem is kept beside the reports, for comparison with later versions.
     directory = run.records.run / "evals"
     assert {len(kept_answers(path)) for path in directory.glob("*-base.jsonl.gz")} == {2, 5}
 
@@ -83,7 +83,7 @@ def test_without_suites_nothing_is_asked(run: Any) -> None:
 def test_the_first_evaluation_may_be_left_out(
     make_config: Any, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], evaluations: int
 ) -> None:
-    """The line of step 0 is written all the same: it says which version samples."""
+    """The line of step 0 is written either way: it says which version samples."""
     measured: list[int] = []
     recorded: list[Any] = []
 

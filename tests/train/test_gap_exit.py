@@ -1,4 +1,5 @@
-"""A sampler that is not the learner's ends a run in one line, whatever was open is closed, and the code is 1."""
+"""A sampler that disagrees with the learner ends the run with one line and exit code 1, and everything open is
+closed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from rollout.stopping import StopRequest
     ("error", "way_on"),
     [
         (SamplerGapError, "step 2 is saved: --resume continues"),
-        # Weights may have moved since the last finished step: nothing is saved over its checkpoint.
+        # Weights may have moved since the last finished step, so nothing may overwrite its checkpoint.
         (NonFiniteGradientError, "No checkpoint of this run was saved."),
     ],
 )

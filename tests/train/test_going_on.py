@@ -1,4 +1,4 @@
-"""The command on a directory where a run is: what goes on, what is refused, and what comes back."""
+"""The command on a directory that already holds a run: what continues, what is refused, and what is restored."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but times and memory."""
+    """The lines of metrics.jsonl, without times, throughput and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "memory/"))} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `runs/long` was planned for three steps, and `runs/short` for two."""
+    """A directory where `runs/long` was planned for three steps, and `runs/short` for two."""
     place = tmp_path_factory.mktemp("place")
     write_sums(place / "sums.jsonl", 3)
     for name, steps in (("long", 3), ("short", 2)):
@@ -95,7 +95,6 @@ def test_a_replacement_that_cannot_begin_leaves_the_earlier_run(place: Path) -> 
 
 
 def test_a_dry_run_says_what_the_options_would_do(place: Path) -> None:
-    """A dry run on a taken directory says what the options would do."""
     before = contents(place / "runs" / "long")
     code, output = command(place, "output_dir=runs/long", "train.steps=3", "seed=4", "--overwrite", "--dry-run")
     assert (code, "(3 steps, other settings: seed was 0 and is 4) to runs/long.old-1" in output) == (0, True), output
@@ -103,7 +102,7 @@ def test_a_dry_run_says_what_the_options_would_do(place: Path) -> None:
 
 
 def test_a_resumed_run_needs_no_adapter_to_start_from(place: Path) -> None:
-    """Nor is it looked at: what the run goes on from is its checkpoint. One that begins needs it."""
+    """A resumed run does not even read that adapter, because it continues from its checkpoint. A new run needs it."""
     first, run, start = place / "first", place / "runs" / "more", "lora.start_from=first"
     shutil.copytree(place / "runs" / "long" / "adapters" / "v000003", first)
     code, output = command(place, "output_dir=runs/more", "train.steps=2", start)

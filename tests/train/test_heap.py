@@ -1,4 +1,4 @@
-"""Runs side by side take memory from one heap: asked of the C library itself, in a process of its own."""
+"""Runs side by side allocate from one heap. The C library itself is asked, in a separate process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(os.read(reading, 2**20).decode().count("<heap nr"))
 
 
 def heaps(call: str) -> int:
-    """How many there are when four threads hold memory."""
+    """The number of heaps while four threads hold memory."""
     done = subprocess.run([sys.executable, "-c", COUNT.format(call=call)], capture_output=True, text=True, check=True)
     return int(done.stdout)
 

@@ -1,5 +1,5 @@
-"""Memory that runs out in a step: the run ends in lines that say what takes less, and how it goes on: after the last
-step that was finished, whenever a checkpoint was due."""
+"""Running out of memory in a step ends the run with lines that say which settings take less and how to resume, from the
+last finished step even if no checkpoint was due then."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = (
 
 
 def run_out_of_memory(update: int) -> None:
-    """In the second step, on the way to that update."""
+    """Run out of memory in the second step, during the given update."""
     step, pass_over = Learner.step, Learner._pass_over
     steps = passes = 0
 
@@ -70,7 +70,7 @@ def test_half_of_a_steps_updates_are_not_saved(tmp_path: Path) -> None:
 
 
 def run_out_of_memory_twice() -> None:
-    """In the second step, and again for what saves the first."""
+    """Run out of memory in the second step, and again while saving the first."""
     from rl_engine.train import loop
 
     run_out_of_memory(1)

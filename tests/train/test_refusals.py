@@ -1,4 +1,4 @@
-"""What a run cannot do is said before anything is loaded, and by `--dry-run` in the same words."""
+"""A run that cannot work is refused before anything is loaded, and `--dry-run` refuses it in the same words."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def needs_a_mark(completion, reference, problem):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory that commands are started from, with a user's module in it."""
+    """The working directory of the commands, which holds a user's module."""
     (tmp_path / "my_function.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -103,7 +103,7 @@ def test_merging_a_whole_model_is_refused_before_loading(here: Path) -> None:
 
 
 def test_the_trial_is_on_the_first_problem_of_the_runs_own_file(here: Path) -> None:
-    """A reference of a form that only this function reads."""
+    """Its reference has a form that only this reward function can read."""
     (here / "my_json.py").write_text(
         "import json\ndef reward(completion, reference, problem):\n"
         "    assert problem == 'one plus one', problem\n    return json.loads(reference)['value'] - 'two'\n"
@@ -126,7 +126,7 @@ def test_the_trial_is_on_the_first_problem_of_the_runs_own_file(here: Path) -> N
 
 
 def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
-    """What a run says before it loads weights, and what a dry run says."""
+    """The messages with which a run (before it loads weights) and a dry run refuse the configuration."""
     said = []
     for walk in (
         lambda: assemble(config, ranks, grader, resume=False),
@@ -181,7 +181,7 @@ def test_few_problems_and_repeated_ones_are_said_with_numbers(
 
 @pytest.mark.engine
 def test_a_function_that_raises_stops_the_run_with_traceback(here: Path) -> None:
-    """It works on the trial, where the words are that it wants."""
+    """The function passes the trial call, whose completion contains the words that it looks for."""
     code, output = forked.train(here, *SMALL, "rewards.function=my_function:needs_a_mark", environment={})
     assert code == 1, output
     assert "error: step 1, version 0: grading failed on 16 of 16 completions" in output
@@ -211,7 +211,7 @@ def test_a_function_that_raises_stops_the_run_with_traceback(here: Path) -> None
 def test_more_than_a_tenth_of_failures_stops_a_run(
     function: str | None, step: int, errors: int, timeouts: int, stops: bool
 ) -> None:
-    """Of ten completions. A single error of a user's function does in the first step."""
+    """Each case has ten completions. In the first step, a single error of a user's function is enough."""
     verdicts = [*[Verdict.ERROR] * errors, *[Verdict.TIMEOUT] * timeouts, *[Verdict.CORRECT] * (10 - errors - timeouts)]
     group = graded_group(prompt(), [(completion(), result(verdict)) for verdict in verdicts])
     found = grading_failure(RewardConfig(function=function), step, [group])

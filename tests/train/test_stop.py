@@ -1,5 +1,6 @@
-"""A run that is asked to stop, or loses what samples, while that takes long: it leaves within seconds, with the last
-finished step saved, and goes on as if nothing had been. The engine is scripted; all else is the command."""
+"""A run that is asked to stop, or loses its sampler, in the middle of slow work exits within seconds with the last
+finished step saved, and resumes as if nothing had happened. The engine is scripted; everything else is the real
+command."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def run(directory: Path, *arguments: str, at: str = "nowhere", **environment: st
 
 
 def kept(directory: Path) -> dict[str, Any]:
-    """What a run leaves behind, but for times and workers."""
+    """The files and metrics that a run leaves behind, without times and without metrics about workers."""
     root = directory / "runs" / "quickstart"
     lines = [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in read_metrics(root)]
     files = {
@@ -70,12 +71,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("undisturbed")
     code, output = run(directory)
     assert code == 0, output
-    assert saved(directory) == ["step000002", "step000003"]  # of each step, and two are kept
+    assert saved(directory) == ["step000002", "step000003"]  # saved at every step, and the newest two are kept
     return kept(directory)
 
 
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """A run that is stopped in the middle of anything ends as one that was not."""
     seldom = "checkpoint.every=100"
     stops = [
         ("eval/", "0", "before the first step was done: nothing was trained", []),
@@ -95,7 +95,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(undisturbed: dict[str, 
 
 
 def test_a_run_stopped_while_workers_sample_leaves_at_once(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """Two real workers are in the middle of a piece each. Without them it goes on as well."""
+    """Two real workers are in the middle of a piece each. The run then resumes without workers."""
     pool = ("rollout.placement=ray", "rollout.workers=2", "rollout.prompts_per_piece=1")
     code, output = run(tmp_path, *pool, at="0/2/", HELD_IN="workers", PYTHONPATH=str(ROOT))
     assert code == CODE, output
@@ -107,8 +107,8 @@ def test_a_run_stopped_while_workers_sample_leaves_at_once(undisturbed: dict[str
 
 
 def test_groups_graded_as_they_come_give_the_same_run(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """As on a GPU, where the engine's tokens are no function of what it samples them with; of this engine they are
-    neither."""
+    """Groups are streamed, as on a GPU. This engine's tokens do not depend on what else it samples, so the run is the
+    same."""
     as_on_a_gpu = {"HELD_QUEUE": "streaming"}
     code, output = run(tmp_path, "checkpoint.every=100", at="0/3/", **as_on_a_gpu)
     assert code == CODE, output
@@ -129,7 +129,7 @@ def test_a_step_is_saved_when_what_samples_is_lost(undisturbed: dict[str, Any], 
 
 
 def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> None:
-    """Rank 0 is at the samples of step 2; rank 1, which has none left, waits for it."""
+    """Rank 0 is sampling in step 2; rank 1, which has nothing left to sample, waits for it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -151,7 +151,7 @@ def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> N
 
 
 def without_room(function: str) -> None:
-    """The disk is full as the run notes that it begins, or publishes and would note that it ends."""
+    """Simulate a full disk when the run records its start, or when it publishes an adapter and then records its end."""
     from rl_engine.run import records
     from rl_engine.sampling.publish import Publisher
 
@@ -173,7 +173,7 @@ def without_room(function: str) -> None:
     ("function", "named"), [("note_start", "note_start in starts.jsonl"), ("note_end", "adapters")]
 )
 def test_a_full_disk_closes_the_engine_and_names_the_file(function: str, named: str, tmp_path: Path) -> None:
-    """vLLM that is left open complains when the process ends. What is noted at the end hides nothing."""
+    """vLLM complains at process exit if it was left open. A failure to record the end must not hide the first error."""
     environment = {"HELD_AT": "nowhere", "HELD_PLACE": str(tmp_path)}
     given = partial(without_room, function)
     code, output = forked.train(tmp_path, *SETTINGS, environment=environment, prepare=given)
@@ -201,7 +201,7 @@ def without_room_to_save() -> None:
     ],
 )
 def test_the_first_error_is_told_though_saving_fails_too(do: str, said: str, tmp_path: Path) -> None:
-    """A request to stop is none: then there is nothing else to tell."""
+    """A request to stop is not an error: then the failed save is the only error to report."""
     environment = {"HELD_AT": "0/2/", "HELD_DO": do, "HELD_PLACE": str(tmp_path)}
     settings = (*SETTINGS, "checkpoint.every=100")
     code, output = forked.train(tmp_path, *settings, environment=environment, prepare=without_room_to_save)

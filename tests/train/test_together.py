@@ -1,4 +1,4 @@
-"""Runs that train together, on the real engines: one by itself is the plain run, and two sample what each samples
+"""Runs that train together, on the real engines: one run equals the plain run, and each of two samples what it samples
 alone."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS = (
     "rollout.kv_cache_gib=0.25",
 )
 TIE = 1e-4
-"""Nats: two candidates that are closer are drawn as roundings fall."""
+"""In nats: rounding decides the draw between two candidates that are closer than this."""
 
 
 def run(directory: Path, *arguments: str) -> Path:
@@ -52,7 +52,6 @@ def kept(root: Path) -> dict[str, Any]:
 
 
 def test_one_run_is_the_plain_run_and_two_sample_as_alone(tmp_path: Path) -> None:
-    """One run is the plain run and two sample what each samples alone."""
     for name in ("plain", "one", "two"):
         (tmp_path / name).mkdir()
     plain, one = run(tmp_path / "plain"), run(tmp_path / "one", "--together", "1")

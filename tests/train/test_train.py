@@ -1,5 +1,5 @@
-"""The command itself, on the real engines: what a run leaves behind, that it resumes and repeats bit for bit, and
-what it says when it cannot run."""
+"""The command itself, on the real engines: what a run leaves behind, that it resumes and repeats bit for bit, and how
+it refuses what it cannot run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OVERRIDES = (
     "eval.every=2",
     "eval.limit=16",
     "checkpoint.every=2",
-    # What a run may do besides the default, so that it is resumed with it.
+    # Non-default settings, so that resuming is tested with them.
     "learner.epochs_per_step=2",
     "optim.schedule=cosine",
     "optim.weight_decay=0.01",
@@ -94,7 +94,7 @@ TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--n
 
 
 def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) -> subprocess.Popen[str]:
-    """The command in a process of its own that cannot reach beyond this machine."""
+    """Start the command in a separate process that cannot reach the network."""
     if launcher is TWO_RANKS and torch.cuda.device_count() == 1:
         pytest.skip("two ranks take two cards")
     environment = {
@@ -243,7 +243,7 @@ def comparable(run_directory: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """The same run, told to stop by SIGTERM after its first step, between two checkpoints."""
+    """The same run, stopped by SIGTERM after its first step, between two checkpoints."""
     directory = tmp_path_factory.mktemp("interrupted")
     process = start(directory, *OVERRIDES)
     metrics = directory / "runs" / "quickstart"
@@ -256,7 +256,7 @@ def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int
 
 
 def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted_run: tuple[Path, int, str]) -> None:
-    """It saves and leaves."""
+    """It saves, exits, and resumes to the same adapters, optimizer state and metrics."""
     directory, code, output = interrupted_run
     interrupted = directory / "runs" / "quickstart"
     assert code == 128 + signal.SIGTERM, output
@@ -268,7 +268,7 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted
     assert code == 0, output
     assert f"resumed after step {stopped}" in output
     assert digests(interrupted) == digests(run_dir)
-    # Adam's moments and the random state too.
+    # Adam's moments and the random state are equal too.
     last = Path("checkpoints") / f"step{STEPS:06d}" / "learner.safetensors"
     assert (interrupted / last).read_bytes() == (run_dir / last).read_bytes()
     assert comparable(interrupted) == comparable(run_dir)
@@ -290,18 +290,19 @@ def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> Non
 
 
 def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: Path) -> None:
-    """The same configuration with one other key: the same loop, the same metrics, the sampler's gap at its floor.
+    """The same configuration with one key changed: the same loop, the same metrics, the same minimal sampler gap.
 
-    The rate is the adapter's, far above what suits a whole model, which falls apart: what is learned is not the point.
+    The learning rate is the adapter's, far too high for a whole model, which diverges. What it learns does not matter
+    here.
     """
     code, output = run(tmp_path, *OVERRIDES, "method=full", "train.steps=2")
     assert code == 0, output
     full = tmp_path / "runs" / "quickstart"
     lines, expected = read_metrics(full), read_metrics(run_dir)
     assert [line["step"] for line in lines] == [0, 1, 2]
-    # The base model is not kept for a figure.
+    # The base model is not kept just to measure the KL to it.
     assert STEP_METRICS - lines[1].keys() == {"policy/kl_base"}
-    # Before the first update both are the base model; afterwards they differ.
+    # Before the first update both runs have the base model; afterwards they differ.
     assert lines[1]["reward/mean"] == expected[1]["reward/mean"]
     assert lines[2]["policy/entropy"] != expected[2]["policy/entropy"]
     assert all(line["sampler/logprob_gap_max"] < 1e-3 for line in lines[1:])
@@ -310,7 +311,7 @@ def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: P
     store = AdapterStore(full / "adapters")
     best = store.pointed("best")
     assert best is not None
-    # The two newest, and the one that scored best: not lost although it may be older.
+    # The two newest are kept, and the best one even if it is older.
     newest = int(lines[2]["adapter/version"])
     assert store.versions() == sorted({best, newest - 1, newest})
     AutoModelForCausalLM.from_pretrained(full / "adapters" / "latest")
@@ -319,7 +320,7 @@ def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: P
 def test_the_newest_undamaged_checkpoint_is_gone_on_from(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged one is passed over, and a stale one is found."""
+    """A damaged checkpoint is skipped in favour of an older one; without any intact one, resuming fails."""
     import shutil
 
     copy = tmp_path / "checkpoints"
@@ -341,7 +342,7 @@ def test_the_plot_of_a_run_without_evaluations_can_be_drawn(tmp_path: Path) -> N
     assert plot_run(tmp_path).is_file()
 
 
-# What it says when it cannot run. None of these loads weights.
+# Refusals and other commands that load no weights.
 
 
 @pytest.mark.parametrize(
