@@ -194,8 +194,8 @@ def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) ->
     """Raises `ValueError` for one in which vLLM serves no adapters there. `key`: what the precision was given as."""
     if adapter and dtype == "float32" and device_type == "cuda":
         raise ValueError(
-            f"{key} is float32, and vLLM's kernels for adapters on CUDA take 16-bit values alone: give bfloat16, or "
-            "auto for bfloat16 on CUDA and float32 on a CPU"
+            f"{key} is float32, and vLLM's adapter kernels on CUDA take only 16-bit values: give bfloat16, or auto "
+            "(bfloat16 on CUDA, float32 on a CPU)"
         )
 
 
