@@ -160,7 +160,7 @@ def test_a_release_that_was_worked_on_is_kept_aside(
 def test_a_whole_model_is_no_adapter(run: Path) -> None:
     manifest = run / "adapters/v000003/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "kind": "full"}))
-    with pytest.raises(AdapterError, match="no adapter, as is needed here"):
+    with pytest.raises(AdapterError, match="and an adapter is needed here"):
         read_trained(manifest.parent, None)
 
 
