@@ -155,7 +155,7 @@ def test_a_file_named_like_an_unfinished_evaluation_stays(text: str, tmp_path: P
     assert begun == [False, True]
     assert beside.read_text() == MINE
     partial.path.write_text(text)
-    with pytest.raises(PartialResultsError, match="has the name of an unfinished evaluation, and is none"):
+    with pytest.raises(PartialResultsError, match="has the name of an unfinished evaluation but is not one"):
         _ = partial.is_begun
 
 

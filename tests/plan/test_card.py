@@ -159,7 +159,7 @@ def test_a_card_that_does_not_compute_in_bfloat16_is_refused(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     config = settle_precision(load_config("quickstart.yaml"), "cuda")
-    with pytest.raises(ValueError, match=r"^model\.dtype is bfloat16, and Tesla V100 does not compute in it"):
+    with pytest.raises(ValueError, match=r"^model\.dtype is bfloat16, which Tesla V100 does not support"):
         settle_card(config, Ranks(0, 1, CUDA))
 
 
