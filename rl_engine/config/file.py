@@ -80,7 +80,7 @@ class Layer:
 def _variable(name: str, *default: Any) -> Any:
     """What `${oc.env:NAME}` stands for. The resolved values are kept, shown and pushed: never a secret."""
     if SECRET.search(name):
-        raise ConfigError(f"{name} looks like a secret, and config.yaml is no place for one: read it where it is used")
+        raise ConfigError(f"{name} looks like a secret, which must not end up in config.yaml: read it where it is used")
     return oc.env(name, *default)
 
 

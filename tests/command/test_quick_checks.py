@@ -263,7 +263,7 @@ def hub() -> Iterator[str]:
 OF_HUB = [
     ((*TRAIN, "model.name=org/gated"), "org/gated is gated: ask for access at https://huggingface.co/org/gated"),
     ((*TRAIN, "model.name=models/qwen"), "no directory models/qwen here, and the hub has no such model"),
-    ((*TRAIN, "model.name=org/other"), "org/other on the hub is no model: it has no config.json"),
+    ((*TRAIN, "model.name=org/other"), "org/other on the hub is not a model: it has no config.json"),
     ((*TRAIN, "model.name=org/old", "model.revision=v9"), "org/old has no revision 'v9'"),
     ((*TRAIN, "model.name=org/busy"), "no directory org/busy here, and the hub answers 503"),
     ((*TRAIN, "model.name=my model"), "'my model' is neither a directory here nor a name of the hub"),

@@ -134,7 +134,7 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     (folder / "run/evals/old.json").write_text("{}")
     release(run, folder)
     assert not (folder / "run/evals/old.json").exists()
-    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is no directory")):
+    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is not a directory")):
         with pytest.raises((ValueError, FileExistsError), match=f"^--output: .*{said}"):
             release(run, run / place)
     with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
