@@ -47,8 +47,10 @@ def lengths_of(begun: list[InFlight]) -> list[list[int]]:
 
 def main(
     model: Annotated[str, typer.Option(help="`embedded`, a directory or a hub id.")] = "embedded",
-    pieces: Annotated[int, typer.Option(min=2, help="Pieces of a round.")] = 12,
-    completions: Annotated[int, typer.Option(min=SAMPLES, help="Of a piece, and at once: multiples of 8.")] = 32,
+    pieces: Annotated[int, typer.Option(min=2, help="Pieces in each round.")] = 12,
+    completions: Annotated[
+        int, typer.Option(min=SAMPLES, help="Completions of a piece, sampled at once; a multiple of 8.")
+    ] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 72,
     temperature: Annotated[float, typer.Option(min=0.1, max=2, help="Spreads the lengths.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over both arms.")] = 5,

@@ -162,15 +162,13 @@ def config_of(model: str, dtype: str, method: str, rank: int, overrides: Sequenc
 def main(
     model: Annotated[str, typer.Option(help="Directory, hub id, or `embedded`.")],
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    rank: Annotated[int, typer.Option(help="Of the adapter.")] = 1,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 1,
     sequences: Annotated[int, typer.Option(help="Completions of the micro-batch.")] = 16,
     group: Annotated[int, typer.Option(help="Completions that share a prompt; 1 for none.")] = 1,
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
-    profile: Annotated[
-        bool, typer.Option(help="Also where one LoRA pass spends its time, by torch's profiler.")
-    ] = False,
+    rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 5,
+    profile: Annotated[bool, typer.Option(help="Also profile one LoRA pass with torch's profiler.")] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
     ] = None,

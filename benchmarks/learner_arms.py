@@ -82,13 +82,13 @@ def main(
     model: Annotated[str, typer.Option(help="Directory, hub id, or `embedded`.")],
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
-    rank: Annotated[int, typer.Option(help="Of the adapter.")] = 1,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 1,
     sequences: Annotated[int, typer.Option(help="Completions of the micro-batch.")] = 16,
     group: Annotated[int, typer.Option(help="Completions of a prompt.")] = 8,
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of the longest completion; the shortest has half.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
-    arms: Annotated[str, typer.Option(help=f"Of {', '.join(ARMS)}.")] = "mask,no mask,packed",
+    rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 5,
+    arms: Annotated[str, typer.Option(help=f"Arms to measure, of {', '.join(ARMS)}.")] = "mask,no mask,packed",
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
     ] = None,

@@ -62,7 +62,7 @@ def lost(base: Any, meant: Any, served: Any) -> float:
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run of `method: lora`.")],
-    adapter: Annotated[Path | None, typer.Option(help="Of the run's, another than the newest.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A version of the run; the newest by default.")] = None,
     rows: Annotated[int, typer.Option(help="Completions that are scored.")] = 64,
 ) -> None:
     """Score a run's completions with its adapter, live and merged."""

@@ -49,7 +49,7 @@ def told(name: str, differences: Scores) -> str:
 
 def main(
     summary: Annotated[Path, typer.Argument(help="A sweep's summary.json.")],
-    arms: Annotated[list[str], typer.Argument(help="Arms, two and two.")],
+    arms: Annotated[list[str], typer.Argument(help="Two arms to compare, or two pairs of them.")],
 ) -> None:
     """Print differences between arms."""
     try:

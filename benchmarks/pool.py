@@ -112,10 +112,12 @@ def table(measured: Measured) -> list[str]:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 2,
-    steps: Annotated[int, typer.Option(min=MOST_STALE * 2 + 2, help="Of each run; all but three are measured.")] = 6,
-    problems: Annotated[int, typer.Option(min=1, help="As train.problems_per_step.")] = 64,
-    prompts_per_piece: Annotated[int, typer.Option(min=1, help="As rollout.prompts_per_piece.")] = 16,
-    cpus_per_worker: Annotated[int, typer.Option(min=1, help="As rollout.cpus_per_worker.")] = 1,
+    steps: Annotated[
+        int, typer.Option(min=MOST_STALE * 2 + 2, help="Steps of each run; all but three are measured.")
+    ] = 6,
+    problems: Annotated[int, typer.Option(min=1, help="The runs' train.problems_per_step.")] = 64,
+    prompts_per_piece: Annotated[int, typer.Option(min=1, help="The runs' rollout.prompts_per_piece.")] = 16,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="The runs' rollout.cpus_per_worker.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Batches of each kind when the parts are measured.")] = 3,
     output: Annotated[Path, typer.Option(help="JSON file of everything measured.")] = MEASURED,
 ) -> None:

@@ -223,13 +223,13 @@ def main(
     workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "1,4,16,64,256,1024,4096",
     tails: Annotated[str, typer.Option(help="Standard deviations of the length's logarithm.")] = "0.5,1,1.5",
     staleness: Annotated[str, typer.Option(help="Values of rollout.max_staleness.")] = "0,1,2,4",
-    problems: Annotated[int, typer.Option(min=1, help="Of a step.")] = 4096,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each.")] = 8,
-    mean_tokens: Annotated[float, typer.Option(min=1, help="Mean completion.")] = 512,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Longest completion.")] = 8192,
-    learner_ranks: Annotated[int, typer.Option(min=1, help="Machines as the measured one that learn.")] = 128,
-    failures: Annotated[float, typer.Option(min=0, help="Deaths of a worker in an hour.")] = 0.05,
-    start_s: Annotated[float, typer.Option(min=0, help="Until a worker that is started samples.")] = 120,
+    problems: Annotated[int, typer.Option(min=1, help="Problems in a step.")] = 4096,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 8,
+    mean_tokens: Annotated[float, typer.Option(min=1, help="Mean length of a completion, in tokens.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Length of the longest completion, in tokens.")] = 8192,
+    learner_ranks: Annotated[int, typer.Option(min=1, help="Learner machines, each like the measured one.")] = 128,
+    failures: Annotated[float, typer.Option(min=0, help="Deaths of each worker in an hour.")] = 0.05,
+    start_s: Annotated[float, typer.Option(min=0, help="Seconds until a new worker samples.")] = 120,
 ) -> None:
     """Print simulated and measured times, then the step time by workers, tail and staleness; draw both."""
     found = Measured.read(measured)

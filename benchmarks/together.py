@@ -158,9 +158,9 @@ def show(measured: list[Measured]) -> None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Of every cell.")] = 3,
-    cells: Annotated[int, typer.Option(min=2, max=9, help="How many of the nine.")] = 8,
-    ways: Annotated[str, typer.Option(help=f"Of {','.join(WAYS)}.")] = ",".join(WAYS),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every cell.")] = 3,
+    cells: Annotated[int, typer.Option(min=2, max=9, help="How many of the nine cells to run.")] = 8,
+    ways: Annotated[str, typer.Option(help=f"Ways to run them, of {','.join(WAYS)}.")] = ",".join(WAYS),
     output: Annotated[Path | None, typer.Option(help="Where the figures are written, as JSON.")] = None,
 ) -> None:
     """Run the same cells in three ways."""

@@ -18,10 +18,7 @@ def check_ours() -> None:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None or Path(found.origin).resolve().is_relative_to(HERE / name):
             continue
-        message = (
-            f"{found.origin} has the name of a package of rl_engine's own, and is found in its place: rename it, or "
-            "work in another directory"
-        )
+        message = f"{found.origin} shadows rl_engine's own package {name}: rename it, or work in another directory"
         if sys.argv[:1] == ["-m"]:  # `python -m` is still looking for the command's module
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2)

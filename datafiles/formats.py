@@ -82,7 +82,7 @@ def format_of(path: Path, key: str) -> Format:
             raise TextFileError(f"{key}: {path} is {refused}; {WHAT_IS_READ}")
     if not head.removeprefix(BOM):
         if path.name.lower().endswith(NEVER_EMPTY):
-            raise TextFileError(f"{key}: {path} has no bytes: it was not written or copied to its end; make it again")
+            raise TextFileError(f"{key}: {path} has 0 bytes, so writing or copying it was cut short: make it again")
         return Format(kind="empty", packed=packed)
     binary = next((kind for magic, kind in READ.items() if head.startswith(magic)), None)
     if binary is not None and packed:

@@ -100,7 +100,7 @@ def problem_rows(
         elif identifier in seen:
             drop("id seen before", where)
         elif not _is_text(identifier + asked.text + asked.system + answer):
-            drop("not text: half of a surrogate pair", where)
+            drop("not valid text: it contains half of a surrogate pair", where)
         else:
             seen.add(identifier)
             yield ProblemRow(

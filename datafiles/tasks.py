@@ -69,11 +69,11 @@ def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
     if task.name not in known:
         near = difflib.get_close_matches(task.name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-        raise TaskError(f"{where}task is {task.name!r}, and reasoning-gym has none so called: {hint}")
+        raise TaskError(f"{where}task is {task.name!r}, which reasoning-gym does not have: {hint}")
     if task.name in UNREPEATABLE and not os.environ.get("PYTHONHASHSEED", "random").isdigit():
         raise TaskError(
-            f"{where}task is {task.name!r}, whose problems are others in each process, so that no run could be "
-            "resumed: give the environment PYTHONHASHSEED=0, or use another task"
+            f"{where}task is {task.name!r}, whose problems differ from process to process, so no run could be resumed: "
+            "set PYTHONHASHSEED=0 in the environment, or use another task"
         )
     maker, config = known[task.name]
     _check_names(task, [one.name for one in dataclasses.fields(config)], where)

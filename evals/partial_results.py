@@ -69,7 +69,7 @@ class PartialResults:
                 header = None
             if not isinstance(header, dict) or "settings" not in header:
                 raise PartialResultsError(
-                    f"{path} has the name of an unfinished evaluation, and is none: move it away, or give another "
+                    f"{path} has the name of an unfinished evaluation but is not one: move it away, or give another "
                     "--output"
                 )
         return bool(self._paths())

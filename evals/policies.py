@@ -94,10 +94,10 @@ def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | Non
     remarks = [] if published else ["no manifest: taken as it is, not verified"]
     if all_named and (lacking := unadapted(directory, settings, sizes)):
         told = f"no weights for {len(lacking)} of the layers that {PEFT_CONFIG} names ({lacking[0]} for one)"
-        remarks.append(f"{told}: they stay the base model's")
+        remarks.append(f"{told}: they stay as in the base model")
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
-        remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
+        remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are the same model")
     return Policy(label=ref.key if published and not name else ref.name, ref=ref, why=meant.why, remarks=tuple(remarks))
 
 

@@ -89,7 +89,7 @@ def prepare_suite(
     remarks += turns_left_out(loaded.problems)
     wanted = suite.size if suite.source != GENERATOR else None  # a small task may have fewer problems
     if wanted is not None and options.limit is None and len(prompts) != wanted:
-        remarks.append(f"{len(prompts):,} problems were read of a suite of {wanted:,}: damaged or different data")
+        remarks.append(f"{len(prompts):,} problems were read, and the suite has {wanted:,}: damaged or different data")
     stop = (*renderer.stop, *(trained.stop if trained is not None else ()))
     room = context - max(len(one.token_ids) for one in prompts)
     if room < 1:

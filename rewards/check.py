@@ -170,7 +170,7 @@ _MEANING = {
     "unusable": "rows without a problem, or with an id seen before; training drops them",
     "ungradable": "references that cannot be graded; training drops them",
     "text_only": "references that only their own text can equal",
-    "left_out": "problems after other turns of a chat, turns that training leaves out",
+    "left_out": "problems that follow other turns of a chat; training drops those turns",
     "repeat": "pairs inside the file that repeat each other",
     "overlap": "pairs that overlap another file",
 }

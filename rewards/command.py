@@ -109,8 +109,8 @@ def limit_reached(error: Exception) -> str | None:
         if words in said:
             allowed = resource.getrlimit(limit)[0]
             if allowed == resource.RLIM_INFINITY:
-                return f"{words}: this shell has no limit, so its container or job has (pids.max)"
-            return f"{words}: this shell allows {allowed}, and ulimit {option} raises that"
+                return f"{words}: this shell sets no limit, so its container or job does (pids.max)"
+            return f"{words}: this shell allows {allowed}; raise it with ulimit {option}"
     return None
 
 

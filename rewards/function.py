@@ -72,7 +72,7 @@ def _taken(parameters: Any, offered: tuple[str, ...]) -> tuple[str, ...]:
     taken = offered if inspect.Parameter.VAR_KEYWORD in kinds else tuple(key for key in offered if key in parameters)
     if unknown or not taken:
         wants = f"asks for {', '.join(unknown)}" if unknown else "takes no argument"
-        raise TypeError(f"it {wants}; it is called by name with {', '.join(offered)}, or those of them that it takes")
+        raise TypeError(f"it {wants}; by name it may take {', '.join(offered)}")
     return taken
 
 
@@ -129,7 +129,7 @@ def _only_value(values: Any) -> Any:
         (value,) = values
     except (TypeError, ValueError):
         raise TypeError(
-            "a function of `completions` returns a list with one value for each completion, and for one completion it "
+            "a function of `completions` must return a list with one value for each completion; for one completion it "
             f"returned {_shown(values)}"
         ) from None
     return value

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's. Of two of a key the later holds."),
+    typer.Argument(
+        metavar="KEY.SUB=VALUE", help="Settings that override the file's. If a key is given twice, the later one holds."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")]
@@ -165,7 +167,7 @@ class ConfiguredCommand(Command):
             arg for arg in (*first, *given) if "=" not in arg and (arg in first or arg.endswith((".yaml", ".yml")))
         ]
         if files and not any(arg.partition("=")[0] in ("--config", "--redraw") for arg in args):
-            exit_with_error(f"a configuration is named with --config: --config {files[0]}", 2)
+            exit_with_error(f"give a configuration with --config: --config {files[0]}", 2)
         several = sum(arg.partition("=")[0] == "--config" for arg in args) > 1
         if several and not any(param.multiple for param in self.get_params(ctx) if "--config" in param.opts):
             exit_with_error("--config is given twice, and this command takes one configuration", 2)

@@ -53,7 +53,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     for name, digest in manifest["files"].items():
         file = directory / name
         if Path(name).name != name or not file.is_file():
-            raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
+            raise AdapterError(f"{directory}: its manifest lists {name!r}, which is missing")
         if sha256_of(file) != digest:
             raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
     return manifest
@@ -115,16 +115,16 @@ def meant_version(path: Path) -> Meant:
     if best.is_dir():
         found = store.root / best.resolve().name
         told = "it is the newest too" if found == newest else f"the newest is {latest}"
-        return Meant(found, f"{path} is a run: its best version is taken, {found.name} ({told})")
+        return Meant(found, f"{path} is a run: using its best version, {found.name} ({told})")
     if latest.is_dir():
         told = _gone(best) if best.is_symlink() else "no evaluation says which is best"
-        return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
+        return Meant(newest, f"{path} is a run: using its newest version, {newest.name} ({told})")
     if latest.is_symlink():
         raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.what_is_left()}")
     if left := store.versions():
         newest = store.path_of(left[-1])
-        told = "latest and best are no links there, as in a copy without them, and which was best is not known"
-        return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
+        told = "its links latest and best are missing, as in a copy, so its best version is not known"
+        return Meant(newest, f"{path} is a run: using its newest version, {newest.name} ({told})")
     return Meant(path)
 
 
@@ -143,7 +143,7 @@ def adapters_inside(path: Path) -> str:
 
 
 def _gone(link: Path) -> str:
-    return f"{link} names {link.readlink().name}, which is not there"
+    return f"{link} points to {link.readlink().name}, which is missing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def _ask(item: HubItem) -> None:
         raise HubError(f"{item.what}: {item.repo} has no revision {item.revision!r} on the hub") from error
     except errors.EntryNotFoundError as error:
         if item.kind == "model":
-            raise HubError(f"{item.what}: {item.repo} on the hub is no model: it has no {file}") from error
+            raise HubError(f"{item.what}: {item.repo} on the hub is not a model: it has no {file}") from error
     except errors.HfHubHTTPError as error:
         raise _UnreachableError(f"answers {error.response.status_code} {error.response.reason_phrase}") from error
 

@@ -111,12 +111,12 @@ def refuse_encoder(model_config: Any, what: str) -> None:
 
     kind = model_config.model_type
     if getattr(model_config, "is_encoder_decoder", False):
-        found = "an encoder with a decoder beside it"
+        found = "an encoder-decoder"
     elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(model_config, "is_decoder", None) is False:
-        found = "an encoder, which fills gaps in a text"
+        found = "an encoder, a masked language model"
     else:
         return
-    raise ValueError(f"{what}: a model of type {kind} is {found}: give one that continues texts, a decoder alone")
+    raise ValueError(f"{what}: a model of type {kind} is {found}: give a decoder-only model")
 
 
 def is_wrapper(model_config: Any) -> bool:
@@ -146,8 +146,8 @@ def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any
     lacking += sorted(f"{name}, {stored} there and {own} by it" for name, stored, own in shapes)
     if lacking:
         raise ValueError(
-            f"{what}: its files do not hold {len(lacking)} of the weights that config.json asks for ({lacking[0]}): "
-            "they would be random; the two are of different models, or a file is not whole"
+            f"{what}: its files lack {len(lacking)} of the weights that config.json asks for ({lacking[0]}), which "
+            "would be random: config.json is another model's, or a file is incomplete"
         )
     return model
 
@@ -197,9 +197,9 @@ def made_by_transformers(what: str) -> Iterator[None]:
         found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         said = first_line(found)
         if "trust_remote_code" in said:
-            said = "it needs custom code that lies beside it, which is never run: give a model that transformers knows"
+            said = "it needs custom code, which is never run: give a model that transformers supports by itself"
         kind = "" if isinstance(found, ValueError) else f"{type(found).__name__}: "
-        raise ValueError(f"{what}: its config.json makes no model here: {kind}{said}") from error
+        raise ValueError(f"{what}: transformers cannot build a model from its config.json: {kind}{said}") from error
 
 
 def read_tokenizer(place: str, revision: str | None = None) -> Any:
@@ -273,7 +273,7 @@ def check_files(name: str, key: str = "model.name") -> None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{key}: {place / 'config.json'} is damaged: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(f"{key}: {place / 'config.json'} is no model's: it has no model_type")
+        raise ValueError(f"{key}: {place / 'config.json'} does not describe a model: it has no model_type")
     if (place / PEFT_CONFIG).is_file():
         raise ValueError(
             f"{key}: {str(place)!r} holds a model and an adapter ({PEFT_CONFIG}), which transformers would add to the "
@@ -325,8 +325,8 @@ def _check_without_index(place: Path, names: Collection[str], key: str) -> None:
         )
     if others and "pytorch_model.bin" not in names:
         raise FileNotFoundError(
-            f"{key}: {str(place)!r} has weights in {others[0]}, and neither {SINGLE} nor {INDICES[0]}, which says what "
-            "is in which file"
+            f"{key}: {str(place)!r} has {others[0]} but neither {SINGLE} nor {INDICES[0]}, which says which file holds "
+            "which weight: fetch the missing file"
         )
 
 

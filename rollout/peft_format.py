@@ -45,9 +45,9 @@ def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
     if problem:
         raise AdapterError(f"{where}: {PEFT_CONFIG} is damaged: {problem}")
     if (kind := settings.get("peft_type")) != "LORA":
-        raise AdapterError(f"{where}: peft_type is {kind!r}, and only LORA is read here: {WAY_OUT}")
+        raise AdapterError(f"{where}: peft_type is {kind!r}, and only LORA is supported: {WAY_OUT}")
     if more := more_than_lora(settings):
-        raise AdapterError(f"{where} is more than a product of two factors ({', '.join(more)}): {WAY_OUT}")
+        raise AdapterError(f"{where} is not a plain LoRA adapter ({', '.join(more)}): {WAY_OUT}")
     if problem := _problem_of_tensors(settings, _shapes(directory, where)):
         raise AdapterError(f"{where}: {problem}")
     return dict(settings)
@@ -104,13 +104,13 @@ def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int
     for name, shape in shapes.items():
         found = FACTOR.match(name)
         if found is None or len(shape) != 2:
-            return f"{name} {list(shape)} is no factor of a matrix, and would be left out: {WAY_OUT}"
+            return f"{name} {list(shape)} is not a LoRA factor (A or B) and would be ignored: {WAY_OUT}"
         factors.setdefault(found["module"], {})[found["factor"]] = shape
     if not factors:
         return f"{PEFT_WEIGHTS} is empty"
     for module, both in factors.items():
         if both.keys() != {"A", "B"}:
-            return f"{module} has one factor and not the other"
+            return f"{module} has only one of the factors A and B"
         rank, _ = rank_and_scale(settings, module)
         stated = both["A"][0] % rank if settings.get("target_parameters") else both["A"][0] - rank
         if stated or both["A"][0] != both["B"][1]:
@@ -137,7 +137,7 @@ def refuse_misfit(
             found.setdefault(factor["module"], {})[factor["factor"]] = shape
     for module, factors in found.items():
         if module not in sizes and all_named and "experts" not in module:
-            raise AdapterError(f"{directory} does not fit {model}: it adapts {module}, which that model has not")
+            raise AdapterError(f"{directory} does not fit {model}: it adapts {module}, which the model lacks")
         layer, adapted = sizes.get(module), (factors["A"][1], factors["B"][0])
         if layer is not None and layer != adapted:
             raise AdapterError(

@@ -97,8 +97,8 @@ def check_positions(model_config: Any, name: str, needed: int) -> None:
     limit = rope.get("original_max_position_embeddings")
     if rope.get("rope_type") == "longrope" and limit and needed > limit and rope["short_factor"] != rope["long_factor"]:
         raise ValueError(
-            f"prompt and completion may take {needed:,} tokens, and {name} turns positions by other factors beyond "
-            f"{limit:,} (longrope): vLLM would take those for short samples too, and the learner would not; lower "
+            f"prompt and completion may take {needed:,} tokens, and {name} uses other RoPE factors beyond {limit:,} "
+            "(longrope): vLLM would use them for short samples too, and the learner would not; lower "
             "data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
         )
 
@@ -131,15 +131,15 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
         raise ValueError(f"{name} is of type {kind}, which vLLM {VLLM} does not serve: use a model of another type")
     if adapter and kind in WITHOUT_ADAPTERS:
         raise ValueError(
-            f"{name} is of type {kind}, which vLLM {VLLM} serves without adapters alone: use method=full, or a model "
-            "of another type"
+            f"{name} is of type {kind}, which vLLM {VLLM} does not serve with adapters: use method=full, or a model of "
+            "another type"
         )
     sees = text is not model_config
     if (sees or kind in BESIDE_SEEING) and importlib.util.find_spec("torchvision") is None:
-        part = "whose language model is one part beside others" if sees else "which vLLM has beside models that see"
+        part = "is multimodal" if sees else "shares a class with multimodal models"
         raise ValueError(
-            f"{name} is of type {kind}, {part}, and vLLM serves those with torchvision alone, which is not installed: "
-            "install the build of torchvision that belongs to this torch, or use a text model of another type"
+            f"{name} is of type {kind}, which {part}, so vLLM needs torchvision, and that is not installed: install "
+            "the build of torchvision that belongs to this torch, or use a text model of another type"
         )
     if torch.cuda.is_available():
         return
@@ -195,8 +195,8 @@ def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) ->
     gave the precision."""
     if adapter and dtype == "float32" and device_type == "cuda":
         raise ValueError(
-            f"{key} is float32, and vLLM's kernels for adapters on CUDA take 16-bit values alone: give bfloat16, or "
-            "auto for bfloat16 on CUDA and float32 on a CPU"
+            f"{key} is float32, and vLLM's adapter kernels on CUDA take only 16-bit values: give bfloat16, or auto "
+            "(bfloat16 on CUDA, float32 on a CPU)"
         )
 
 
@@ -209,9 +209,9 @@ def check_computes(dtype: str, key: str) -> None:
         return
     if (capability := torch.cuda.get_device_capability()) < COMPUTES_BFLOAT16:
         raise ValueError(
-            f"{key} is bfloat16, and {torch.cuda.get_device_name()} does not compute in it (compute capability "
-            f"{'.'.join(map(str, capability))}, and it takes {'.'.join(map(str, COMPUTES_BFLOAT16))}): use a newer "
-            "card, or without an adapter float32"
+            f"{key} is bfloat16, which {torch.cuda.get_device_name()} does not support (compute capability "
+            f"{'.'.join(map(str, capability))}; it needs {'.'.join(map(str, COMPUTES_BFLOAT16))}): use a newer card, "
+            "or float32 without an adapter"
         )
 
 
@@ -250,7 +250,7 @@ def check_cards() -> None:
             "DEVICE=cpu …)"
         )
     elif chosen is not None:
-        way_out = f"CUDA_VISIBLE_DEVICES is {chosen!r}, which shows it none of them"
+        way_out = f"CUDA_VISIBLE_DEVICES is {chosen!r}, which hides every card"
     else:
         way_out = "python -c 'import torch; torch.cuda.init()' says why"
     raise ValueError(f"nvidia-smi answers (driver {driver}), and {built} sees no card: {way_out}")
@@ -261,14 +261,14 @@ def _check_chosen(count: int) -> None:
     `CUDA_VISIBLE_DEVICES` has an abbreviated UUID: CUDA accepts that, vLLM does not."""
     if (rank := int(os.environ.get("LOCAL_RANK", "0"))) >= count:
         raise ValueError(
-            f"LOCAL_RANK is {rank}, and CUDA shows this process {count} of the cards: start no more processes than "
-            "there are, and let each see all of them"
+            f"LOCAL_RANK is {rank}, and CUDA shows this process {count} card(s): start at most one process for each "
+            "card, and let each see all of them"
         )
     for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
         if name.strip().startswith("GPU-") and not WHOLE_UUID.fullmatch(name):
             raise ValueError(
-                f"CUDA_VISIBLE_DEVICES names a card {name!r}, and vLLM knows it by its number or its whole UUID alone "
-                "(nvidia-smi -L shows it)"
+                f"CUDA_VISIBLE_DEVICES names a card {name!r}, and vLLM accepts only its number or its whole UUID "
+                "(nvidia-smi -L shows both)"
             )
 
 

@@ -65,9 +65,7 @@ def main(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Directory of a real model, such as SmolLM2, if there is one."),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="A stage to run, several times for several; all when absent.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A stage to run; may be repeated. Default: all.")] = None,
 ) -> None:
     """Run every stage that the deadline leaves time for."""
     end = time.monotonic() + deadline

@@ -174,8 +174,8 @@ def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
         changed = differences(_deciding(first), _deciding(one))
         if changed:
             raise ValueError(
-                f"{label} and {other} were trained with different prompts, and all are asked the same: measure them "
-                f"one by one ({'; '.join(changed)})"
+                f"{label} and {other} were trained with different prompts, and one evaluation prompts all alike: "
+                f"measure them one by one ({'; '.join(changed)})"
             )
     return first
 
@@ -194,10 +194,10 @@ def model_overridden(model: str, trained: TrainedWith) -> list[str]:
     """Warnings if the base model was itself trained with other settings than the adapter, whose settings are used."""
     own = trained_with(from_home(model).resolve())
     changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
-    return [f"--model is asked as the adapter, and otherwise than in its own training: {line}" for line in changed]
+    return [f"--model is prompted like the adapter, not as in its own training: {line}" for line in changed]
 
 
 def overridden(trained: TrainedWith, asked: PromptConfig) -> list[str]:
     """Warnings about prompt settings that differ from those in training."""
     changed = differences(trained.prompt.model_dump(mode="json"), asked.model_dump(mode="json"), "prompt")
-    return [f"asked otherwise than in training: {line}" for line in changed]
+    return [f"prompted differently from training: {line}" for line in changed]

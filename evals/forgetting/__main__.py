@@ -168,7 +168,7 @@ def main(
             serving_precision(dtype, model, adapter=bool(options.adapters))
             run(options, new_console(), start_vllm)
     except Stopped:
-        exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
+        exit_with_error("stopped; an unfinished measurement is not kept", stop.exit_code)
     except EngineError as error:
         exit_with_error(str(error), 1)
     except (ValueError, FileNotFoundError) as error:

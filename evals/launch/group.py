@@ -48,9 +48,9 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     missing = [name for name in TOLD if name not in environment]
     if missing and environment["WORLD_SIZE"] != "1":
         raise ValueError(
-            f"WORLD_SIZE is {environment['WORLD_SIZE']!r} and RANK {environment['RANK']!r}, as a launcher tells the "
-            f"processes that it starts, without {', '.join(missing)}: start them with torchrun, or unset "
-            "WORLD_SIZE where this one is alone"
+            f"WORLD_SIZE ({environment['WORLD_SIZE']!r}) and RANK ({environment['RANK']!r}) are set, as under a "
+            f"launcher, but not {', '.join(missing)}: start the processes with torchrun, or unset WORLD_SIZE if there "
+            "is only one"
         )
     return not missing
 

@@ -153,7 +153,7 @@ class Presence:
             self._silent.update(list(self._told) if there else self._others)
             silent = [other for other in self._others if self._silent[other] * BEAT_S >= SILENT_S]
             if silent and not self._mark:
-                said = f"nothing was heard of {_named(silent)} for {SILENT_S:.0f} s"
+                said = f"no sign of {_named(silent)} for {SILENT_S:.0f} s"
                 self._give_up(_is_lost(said if there else f"{said}, and the launcher is gone"))
 
 
@@ -184,7 +184,7 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
     except Stopped as error:
         here.leave(failed=False)
         if lost := here.lost():
-            raise LostRankError(f"{_named(lost)} failed, or nothing is heard of it") from error
+            raise LostRankError(f"{_named(lost)} failed or stopped responding") from error
         raise
     except BaseException:
         here.leave(failed=True)

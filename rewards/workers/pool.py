@@ -252,7 +252,7 @@ class Pool:
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise WorkersFailed(f"the grading workers die while they start: {in_words(code)}")
+                raise WorkersFailed(f"the grading workers die at startup: {in_words(code)}")
             return
         assigned = list(worker.assigned)
         if assigned and not worker.leaving:

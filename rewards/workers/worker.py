@@ -30,7 +30,7 @@ RECURSION_LIMIT = 4_000
 OUT_OF_MEMORY = "out of memory"
 NO_MEMORY = re.compile("allocate memory|failed to map segment")
 """How torch, the system and the dynamic linker report it, each with its own type of error."""
-NO_WRITING = "a reward function can write no byte, to temporary files and semaphores neither: "
+NO_WRITING = "a reward function cannot write, not even to temporary files or semaphores: "
 MAX_DETAIL_CHARS = 2_000
 TRACEBACK_FRAMES = 3
 OUR_CODE = str(Path(__file__).parents[1])

@@ -276,7 +276,7 @@ RULES = (
             of["loss.sampler_correction"] == "none"
             or (of["loss.sampler_correction"] == "auto" and of["loss.name"] not in CLIP_BOUNDS)
         ),
-        why="loss.sampler_correction {loss.sampler_correction} makes none with loss.name {loss.name}",
+        why="loss.sampler_correction {loss.sampler_correction} corrects nothing with loss.name {loss.name}",
         instead="give loss.sampler_correction too",
     ),
     Rule(

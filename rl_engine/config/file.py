@@ -80,7 +80,7 @@ class Layer:
 def _variable(name: str, *default: Any) -> Any:
     """The value of `${oc.env:NAME}`. Secrets are refused, since resolved values are stored, shown and pushed."""
     if SECRET.search(name):
-        raise ConfigError(f"{name} looks like a secret, and config.yaml is no place for one: read it where it is used")
+        raise ConfigError(f"{name} looks like a secret, which must not end up in config.yaml: read it where it is used")
     return oc.env(name, *default)
 
 

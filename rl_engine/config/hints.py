@@ -52,14 +52,14 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
     name = location[-1]
     if "=" in name:
         key, _, text = name.partition("=")
-        return f"a file has a colon there, {key.strip()}: {text.strip()}"
+        return f"in a file write a colon, {key.strip()}: {text.strip()}"
     keys = [key for key, _ in fields(schema)]
     if "." in name and ".".join(location) in keys:
         *sections, last = ".".join(location).split(".")
         nested = f"{last}: {value}"
         for section in reversed(sections):
             nested = f"{section}: {{{nested}}}"
-        return f"a file has keys in their section, {nested}"
+        return f"in a file write the key in its section, {nested}"
     if (theirs := _of_another_library(keys, location, value)) is not None:
         return theirs
     own = getattr(schema, "module", None)

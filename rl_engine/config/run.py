@@ -201,14 +201,14 @@ class Config(CommandConfig):
             raise ValueError("sampling.n is 1: a group of one is its own baseline; give 2 or more")
         for key, value in self.sampling.truncation().items():
             raise ValueError(
-                f"sampling.{key} is {value:g}: training on truncated samples is biased, since the sampler's "
-                "probabilities are then of another distribution than the one that learns, in which every token can be "
-                f"drawn; leave it out here (eval.{key} may truncate)"
+                f"sampling.{key} is {value:g}: training on truncated samples is biased, because the sampler would "
+                "never draw some tokens to which the policy gives a probability; leave it out here "
+                f"(eval.{key} may truncate)"
             )
         if self.learner.updates_per_step > self.train.problems_per_step:
             raise ValueError(
-                f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "
-                f"train.problems_per_step ({self.train.problems_per_step}) has groups to deal"
+                f"learner.updates_per_step is {self.learner.updates_per_step}, and a step has only "
+                f"train.problems_per_step ({self.train.problems_per_step}) groups to split among them: give fewer"
             )
         return self
 
@@ -217,8 +217,8 @@ class Config(CommandConfig):
         refuse_unknown_rate(self.lora, self.optim.lr, self.method)
         if self.optim.warmup_steps >= self.train.steps and self.optim.warmup_steps:
             raise ValueError(
-                f"optim.warmup_steps is {self.optim.warmup_steps}, and train.steps is {self.train.steps}: the rate "
-                "would rise to the end; give fewer"
+                f"optim.warmup_steps is {self.optim.warmup_steps}, and train.steps is {self.train.steps}: the learning "
+                "rate would rise until the end; give fewer"
             )
         return self
 
@@ -234,14 +234,14 @@ class Config(CommandConfig):
             return self
         if rollout.max_staleness and self.method == "full":
             raise ValueError(
-                f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version takes the place "
-                "of the one before it: leave it at 0, or use method=lora"
+                f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version replaces the one "
+                "before it: leave it at 0, or use method=lora"
             )
         loss = self.loss
         if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":
             raise ValueError(
                 f"rollout.max_staleness is {rollout.max_staleness}, and loss.name {loss.name} without a "
-                "loss.sampler_correction does not weigh a token by how likely it still is: give one, such as "
+                "loss.sampler_correction does not correct for samples of older versions: give one, such as "
                 "loss.sampler_correction=token_truncate, or loss.name=importance_sampling"
             )
         return self
@@ -253,9 +253,8 @@ class Config(CommandConfig):
             return self
         if rollout.max_staleness < 2:
             raise ValueError(
-                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version continues a completion only where "
-                f"rollout.max_staleness is 2 or more (with rollout.placement=ray), not {rollout.max_staleness}: raise "
-                "that, or leave rollout.leg_tokens out"
+                f"rollout.leg_tokens is {rollout.leg_tokens}, which needs rollout.max_staleness 2 or more (with "
+                f"rollout.placement=ray), not {rollout.max_staleness}: raise it, or leave rollout.leg_tokens out"
             )
         if rollout.leg_tokens >= limit:
             raise ValueError(

@@ -83,11 +83,13 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
         if only not in name:
             continue
         if name not in before:
-            raise AdapterError(f"{directory} has {name}, which its base {base} has not")
+            raise AdapterError(f"{directory} has {name}, and {base} does not: give its own base as --base")
         with safe_open(path, framework="pt") as new, safe_open(before[name], framework="pt") as old:
             shape, began = (file.get_slice(name).get_shape() for file in (new, old))
             if shape != began:
-                raise AdapterError(f"{directory} has {name} of {shape}, and its base {base} of {began}")
+                raise AdapterError(
+                    f"{name} has shape {shape} in {directory} and {began} in {base}: give its own base as --base"
+                )
             if len(shape) < 2:
                 continue
             delta = _numbers(directory, name, new.get_tensor(name).float() - old.get_tensor(name).float())
@@ -101,7 +103,7 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
 def _numbers(directory: Path, name: str, tensor: Tensor) -> Tensor:
     """The tensor, unchanged. Raises `AdapterError` if it has infinite values or NaN, as after training has diverged."""
     if not tensor.isfinite().all():
-        raise AdapterError(f"{directory} holds values in {name} that are infinite or no numbers: it has no spectrum")
+        raise AdapterError(f"{name} in {directory} has infinite or NaN values, and so no spectrum")
     return tensor
 
 
@@ -128,4 +130,4 @@ def _base_of(directory: Path) -> Path:
         name = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("base_model", "")
         if name and Path(locate_model(name)).is_dir():
             return Path(locate_model(name))
-    raise FileNotFoundError(f"{directory} is a whole model, and the one it began from is not here: give it as --base")
+    raise FileNotFoundError(f"{directory} is a full model, and its base model was not found: give it as --base")

@@ -103,9 +103,8 @@ class GapLimits:
         where = f", at {worst.describe()}" if worst else ""
         if worst is not None and math.isnan(worst.learner):
             raise SamplerGapError(
-                f"the learner's own log-probability is no number: {worst.describe()}. Nothing was updated. The sampler "
-                "is not the cause: the policy has learned itself out of numbers, so go on from an earlier version with "
-                "a lower optim.lr."
+                f"the learner's log-probability is NaN at {worst.describe()}. Nothing was updated. Training has "
+                "diverged, and the sampler is not the cause: continue from an earlier version with a lower optim.lr."
             )
         kl_margin = kl.margin(self.kl, self.logprob)
         raise SamplerGapError(
@@ -145,5 +144,6 @@ def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:
         limits.check(gap)
     elif math.isnan(gap.kl):
         raise SamplerGapError(
-            "a log-probability of the sampler or the learner is no number (sampler/kl nan). Nothing was updated."
+            "sampler/kl is NaN: the sampler or the learner returned a NaN log-probability. Nothing was updated; "
+            "continue from an earlier version with a lower optim.lr."
         )

@@ -74,7 +74,7 @@ class GradientGuard:
         self._skips = self._skips + 1 if self._drops else 0
         if self._skips == SKIPS_IN_A_ROW:
             raise NonFiniteGradientError(
-                f"the gradient of {SKIPS_IN_A_ROW} updates in a row is infinite or NaN. Nothing was learned in "
-                f"them, and the weights are those of before. {self._advice}"
+                f"the gradient was infinite or NaN in {SKIPS_IN_A_ROW} updates in a row. They were skipped, and the "
+                f"weights are unchanged. {self._advice}"
             )
         return not self._drops

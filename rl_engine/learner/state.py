@@ -38,9 +38,13 @@ def learner_state(learner: Learner) -> dict[str, Tensor]:
 def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
     """Restore a saved state. Collective: all ranks call it with the same state."""
     expected = {f"adapter.{name}": p for name, p in learner.parameters.items()}
-    missing = expected.keys() - state.keys()
-    if missing or any(state[name].numel() != _numel(p) for name, p in expected.items()):
-        raise ValueError("the checkpoint holds another adapter or model: its modules or its rank are not this run's")
+    for name, parameter in expected.items():
+        here, there = _numel(parameter), state[name].numel() if name in state else 0
+        if here != there:
+            raise ValueError(
+                f"the checkpoint does not fit this run: {name} has {there:,} values there and {here:,} here; resume "
+                "with the model, lora.targets and lora.rank that it was written with"
+            )
     count = int(state[COUNT])
     if count:
         learner.prime()

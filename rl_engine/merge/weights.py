@@ -119,8 +119,8 @@ def _untie(model: Any, layer: nn.Module) -> None:
     if layer is model.get_output_embeddings() and any(getattr(one, "tie_word_embeddings", False) for one in stated):
         if (family := model.config.model_type) in TIED_WHEN_SERVED:
             raise ValueError(
-                f"the adapter changes lm_head, which in {family} is the input embedding too and which vLLM does not "
-                "serve apart: use the adapter without merging it"
+                f"the adapter changes lm_head, which in {family} is tied to the input embedding, and vLLM cannot "
+                "serve the two apart: use the adapter without merging it"
             )
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         for one in stated:

@@ -48,9 +48,9 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
         check_precision(config.model.precision, device_type, "model.dtype", adapter=adapter)
     except ValueError as error:
         if begun == config.model.precision:
-            way_out = f"the run in {config.output_dir} began in it: it goes on where it began, on a CPU"
+            way_out = f"the run in {config.output_dir} began in that precision: resume it on a CPU"
             raise ConfigError(f"{str(error).partition(': ')[0]}, and {way_out}") from error
-        raise ConfigError(f"{error}; method=full has no adapter to serve") from error
+        raise ConfigError(f"{error}; or use method=full, which serves no adapter") from error
     return config
 
 

@@ -59,8 +59,8 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
         length = work.prompt_tokens + work.completion_tokens
         one = widths.sequence_bytes(length, DTYPES[config.model.precision].itemsize)
         refusals += (
-            f"the sampler's share of the card has {sampler.kv_cache:.2f} GiB beside the weights, and one sequence takes"
-            f" {one / GIB:.2f} GiB: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
+            f"one sequence needs {one / GIB:.2f} GiB of KV cache, and the sampler has {sampler.kv_cache:.2f} GiB beside"
+            f" the weights: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
         )
     if refusals or speed is None:
         time = None
@@ -89,7 +89,7 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
     Raises `ConfigError` for a GPU's data sheet.
     """
     if isinstance(speed, DataSheet):
-        raise ConfigError("--card is of a card: say which with --devices, as --devices 1x80")
+        raise ConfigError("--card gives a GPU's data sheet, and the plan is for a CPU: add --devices, as 1x80")
     memory = estimate(made.config, made.meta_model, 1)
     room = available(Ranks(0, 1, torch.device("cpu")))
     work = made.work

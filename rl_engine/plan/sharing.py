@@ -48,9 +48,9 @@ def why_alone(config: Config) -> str | None:
     if config.method == "full":
         return "method is full: every weight of its model is its own"
     if config.learner.zero_stage == 3:
-        return "learner.zero_stage is 3, which cuts the base model up: give 0, 1 or 2"
+        return "learner.zero_stage is 3, which shards the base model: give 0, 1 or 2"
     if config.rollout.placement == "ray":
-        return "rollout.placement is ray, and its workers are one run's: give inprocess"
+        return "rollout.placement is ray, whose workers serve one run only: give inprocess"
     return None
 
 

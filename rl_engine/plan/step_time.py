@@ -75,7 +75,10 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
     found = read_configuration(run)
     ran = found[1] if found else None
     if not isinstance(ran, Config):
-        raise ConfigError(f"--from: {run} is no run of rl_engine.train of this version: its steps cannot be told")
+        raise ConfigError(
+            f"--from: {run} is not a training run of this version of rl_engine, so its speed cannot be read; give the "
+            "directory of one"
+        )
     for key, theirs, ours in (
         ("model.name", ran.model.name, config.model.name),
         ("model.dtype", ran.model.dtype, config.model.dtype),
@@ -85,7 +88,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
             raise ConfigError(f"--from: {run} was measured with {key} {theirs}, and the plan is for {ours}")
     steps = [line for line in read_metrics(run) if "time/step_s" in line][1:]
     if not steps:
-        raise ConfigError(f"--from: {run} has not finished two steps")
+        raise ConfigError(f"--from: {run} has not finished two steps, and the first is not measured: give a longer run")
 
     def mean(name: str) -> float:
         return fmean(line[name] for line in steps)

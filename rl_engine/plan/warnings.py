@@ -54,8 +54,8 @@ def batch_large_for_lora(run: PlannedRun) -> str | None:
     if not run.is_lora or episodes <= RL_COMPLETIONS:
         return None
     return (
-        f"{episodes:,} completions an update are more than any recipe here has ({RL_COMPLETIONS:,}). LoRA loses more "
-        "than full fine-tuning as the batch grows, and a higher rank does not cure it: prefer more steps of fewer "
+        f"{episodes:,} completions per update are more than in any recipe here ({RL_COMPLETIONS:,}). LoRA loses more "
+        "than full fine-tuning as the batch grows, and a higher rank does not help: prefer more steps of fewer "
         "problems"
     )
 
@@ -76,7 +76,7 @@ def rate_of_the_other_method(run: PlannedRun) -> str | None:
         return f"optim.lr {run.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
     if not run.is_lora and run.rate > RL_HIGHEST / LORA_RATIO:
         return (
-            f"optim.lr {run.rate:g} is that of a LoRA: full fine-tuning wants about a tenth, at most "
+            f"optim.lr {run.rate:g} is a LoRA rate: full fine-tuning needs about a tenth, at most "
             f"{RL_HIGHEST / LORA_RATIO:g}"
         )
     return None
@@ -128,8 +128,8 @@ def reinforce_moves_on(run: PlannedRun) -> str | None:
     if run.config.loss.name != "reinforce" or updates == 1:
         return None
     return (
-        f"loss.name reinforce learns {updates} times from a step's completions as if each were sampled anew: after the "
-        "first update they are another policy's, and nothing weighs that; use importance_sampling, or ppo_clip"
+        f"loss.name reinforce makes {updates} updates from a step's completions without correcting for their age: "
+        "after the first they come from an older policy; use loss.name=importance_sampling or ppo_clip"
     )
 
 

@@ -47,8 +47,8 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
         found_N, _ = policy.train()(batch)
     except (AttributeError, TypeError) as error:
         raise DisagreementError(
-            f"model.name {name}: the learner cannot compute models of type {_kind(policy)} by their parts ({error}): "
-            "they are not supported, use a model of another family"
+            f"model.name {name}: the learner cannot run models of type {_kind(policy)} part by part ({error}), so they "
+            "are not supported: use a model of another family"
         ) from error
     finally:
         policy.train(learned)
@@ -56,9 +56,9 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
     limit = LIMITS[policy.head.weight.dtype]
     if not gap <= limit:
         raise DisagreementError(
-            f"model.name {name}: the learner's log-probabilities of a prompt are {gap:.3g} nats per token from those "
-            f"of the model's own forward pass (limit {limit:g}): models of type {_kind(policy)} compute something "
-            "that the learner does not know, and are not supported; use a model of another family"
+            f"model.name {name}: learner and model disagree on a prompt by {gap:.3g} nats per token (limit {limit:g}): "
+            f"models of type {_kind(policy)} compute something that the learner does not implement; use a model of "
+            "another family"
         )
 
 

@@ -50,18 +50,21 @@ PACKABLE = frozenset(
 )
 
 
+NOT_PACKED = "give learner.layout=padded (in supervised training data.packing=false)"
+
+
 def check_packable(model_config: Any, key: str) -> None:
     """Raise `ConfigError`, naming the key that asks for packed samples, for a family that would attend across them."""
     if model_config.model_type not in PACKABLE:
         raise ConfigError(
-            f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
-            "apart by positions that begin again: they would attend across them"
+            f"{key} packs several samples into one row, and attention of model type {model_config.model_type} is not "
+            f"known to keep them apart: {NOT_PACKED}"
         )
     # Chunks are counted from the start of the row, which is the start of the first sample only.
     if "chunked_attention" in (getattr(model_config, "layer_types", None) or ()):
         raise ConfigError(
-            f"{key} puts samples end to end, and a model of type {model_config.model_type} attends within chunks of "
-            f"{model_config.attention_chunk_size:,} positions of a row, wherever a sample begins"
+            f"{key} packs several samples into one row, and model type {model_config.model_type} attends within chunks "
+            f"of {model_config.attention_chunk_size:,} positions of a row, wherever a sample begins: {NOT_PACKED}"
         )
 
 

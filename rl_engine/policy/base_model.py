@@ -137,8 +137,8 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
         if "attention implementation" not in str(error):
             raise
         raise ConfigError(
-            f"transformers has no attention {attention} for models of type {model_config.model_type}: give "
-            "learner.attention eager (in supervised training train.attention)"
+            f"transformers does not implement attention {attention} for model type {model_config.model_type}: give "
+            "learner.attention=eager (in supervised training train.attention=eager)"
         ) from error
 
 
@@ -163,9 +163,9 @@ def load_model_config(model: ModelConfig) -> Any:
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
         raise ConfigError(
-            f"model.name {model.name} is a quantized checkpoint ({method or 'unnamed method'}), and those are not "
-            "trained here: learner and sampler would round its weights each in a way of its own, and compute two "
-            "policies; give the checkpoint in bfloat16 that it was made from"
+            f"model.name {model.name} is a quantized checkpoint ({method or 'unnamed method'}), which cannot be "
+            "trained: learner and sampler would round its weights differently and so compute different policies; use "
+            "the bfloat16 checkpoint that it was made from"
         )
     return model_config
 
@@ -186,7 +186,7 @@ def without_noise(model_config: Any) -> Any:
 def model_notes(model: ModelConfig) -> list[str]:
     """Notes for the user about what is switched off in the checkpoint's configuration."""
     noise = ", ".join(f"{name} {value:g}" for name, value in noise_of(load_model_config(model)).items())
-    return [f"model: {noise} of the checkpoint's configuration is switched off: the sampler has none"] if noise else []
+    return [f"model: {noise} in the checkpoint's config.json is switched off: the sampler has none"] if noise else []
 
 
 def _parts(model_config: Any) -> list[Any]:
@@ -225,15 +225,16 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
     if config.learner.layout == NAME:
         if not plain:
             raise ConfigError(
-                f"learner.layout is {NAME}, which does not know the attention of a {model_config.model_type} model "
-                "with these layers: set it to padded"
+                f"learner.layout is {NAME}, which does not support the attention layers of this "
+                f"{model_config.model_type} model: give learner.layout=padded"
             )
         if device_type == "cpu":
             return NAME
         if not is_computed(model_config, config.model.dtype, device_type):
             raise ConfigError(
-                f"learner.layout is {NAME}, which on CUDA is computed in bfloat16, by cards of compute capability "
-                f"{CAPABILITY[0]} and heads of at most {LARGEST_HEAD} in steps of {HEAD_STEP}: give padded or auto"
+                f"learner.layout is {NAME}, which on CUDA needs model.dtype bfloat16, a card of compute capability "
+                f"{CAPABILITY[0]} or newer and a head size of at most {LARGEST_HEAD}, a multiple of {HEAD_STEP}: give "
+                "learner.layout=padded or auto"
             )
         return PACKED_SHARED
     if device_type == "cpu":

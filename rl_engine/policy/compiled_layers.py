@@ -78,8 +78,8 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
             for layer, forward in zip(layers, compiled, strict=True):
                 layer.forward = forward
             return True
-        said = f"torch.compile computes other gradients here, by {error:.0%} where they differ most"
-    warnings.warn(f"{said}; so the learner's passes take longer", NotCompiledWarning, stacklevel=2)
+        said = f"torch.compile gives wrong gradients here (off by up to {error:.0%})"
+    warnings.warn(f"{said}; the learner runs uncompiled, and slower", NotCompiledWarning, stacklevel=2)
     return False
 
 

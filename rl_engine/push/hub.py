@@ -57,7 +57,7 @@ class Destination:
 def require_token() -> None:
     """Raises `ValueError` if the user is not logged in."""
     if get_token() is None:
-        raise ValueError("no token of the hub: log in with `hf auth login`, or set HF_TOKEN; --dry-run needs none")
+        raise ValueError("not logged in to the hub: log in with `hf auth login`, or set HF_TOKEN; --dry-run needs none")
 
 
 @functools.cache  # once per process: creating a client reads the machine's certificates

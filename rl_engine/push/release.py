@@ -46,7 +46,7 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
     another process is writing it.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"--output: {folder} is no directory: give another")
+        raise FileExistsError(f"--output: {folder} is not a directory: give another")
     refuse_inside(folder, "--output")
     check_writable(folder.parent, "--output")
     with alone_at(folder):

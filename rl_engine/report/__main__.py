@@ -122,7 +122,7 @@ def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float
                 else:
                     if all(run.is_done or run.has_left for run in shown):
                         return [
-                            f"{run.path} stopped after step {run.step} of {run.steps}: --resume of its command goes on"
+                            f"{run.path} stopped after step {run.step} of {run.steps}: continue with --resume"
                             for run in shown
                             if not run.is_done
                         ]

@@ -147,7 +147,7 @@ def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
             _group([row])
             hash(row["problem_id"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read (line {number} is no completion)") from error
+            raise ValueError(f"{path} cannot be read (line {number} is not a completion)") from error
     return tuple(dict.fromkeys(row["problem_id"] for row in rows))
 
 

@@ -160,8 +160,8 @@ RULES = (
         name="workers missing",
         applies=lambda seen: seen.alive is not None and seen.alive < seen.workers and seen.rollout >= MUCH,
         says=lambda seen: (
-            f"the learner waits {seen.rollout:.0%} of a step for completions, and {seen.alive:.0f} of "
-            f"{seen.has('rollout.workers')} are there: see what was said of those that were lost"
+            f"the learner waits {seen.rollout:.0%} of a step for completions, and only {seen.alive:.0f} of "
+            f"{seen.has('rollout.workers')} are there: see the warnings about lost workers"
         ),
     ),
     BottleneckRule(

@@ -88,7 +88,7 @@ class Checkpoints:
         try:
             manifest = read_manifest(path)
             if not {TENSORS, STATE} <= manifest["files"].keys():
-                raise AdapterError(f"{path}: the manifest does not vouch for {TENSORS} and {STATE}")
+                raise AdapterError(f"{path}: its manifest does not list {TENSORS} and {STATE}")
         except AdapterError as error:
             log.warning("checkpoint %s is damaged and skipped: %s", path.name, error)
             return False
@@ -118,8 +118,8 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
     if len({*seen}) > 1:
         told = ", ".join(f"rank {rank} {'none' if step is None else step}" for rank, (step, _, _) in enumerate(seen))
         raise ConfigError(
-            f"{checkpoints.root}: the ranks do not see the same newest checkpoint (after step: {told}): output_dir has "
-            "to be one directory that all of them share"
+            f"{checkpoints.root}: the ranks do not see the same newest checkpoint (after step: {told}): put output_dir "
+            "on a file system that all ranks share"
         )
     return found
 

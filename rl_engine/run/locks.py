@@ -41,8 +41,8 @@ def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
         return False
     except OSError as error:
         raise ConfigError(
-            f"output_dir: {file.name} cannot be locked ({error.strerror}): without locks nothing keeps two processes "
-            "from writing there at once. Give an output_dir on a file system that has them"
+            f"output_dir: {file.name} cannot be locked ({error.strerror}), so two processes could write there at once: "
+            "give an output_dir on a file system with locks"
         ) from error
     return True
 
@@ -54,8 +54,8 @@ def locks_on_one_machine(directory: Path) -> str:
     if found is None:
         return ""
     return (
-        f"output_dir: {directory} is on {kind} ({found[1]}), whose locks hold on one machine alone: nothing "
-        "keeps a process of another machine from writing there"
+        f"output_dir: {directory} is on {kind} ({found[1]}), whose locks hold only within one machine: a process on "
+        "another machine could write there too"
     )
 
 

@@ -171,8 +171,8 @@ def refuse_unmarked(directory: Path, names: Sequence[str] = WRITTEN, what: str =
     written = [path.name for path in _written(directory, names)]
     if written and not (directory / MARKER).is_file():
         raise ConfigError(
-            f"output_dir: {directory} holds {', '.join(written)} and is not marked as {what} ({MARKER} is not there): "
-            "nothing in it is touched. Move that away, or give another output_dir"
+            f"output_dir: {directory} holds {', '.join(written)} but is not known to be {what} (no {MARKER}): nothing "
+            "in it was touched. Move the files away, or give another output_dir"
         )
 
 
@@ -257,8 +257,8 @@ def refuse_place(run: Path) -> None:
     new = [path.name for path in (run, *run.parents) if not path.exists()]
     if unfilled := [name for name in new if re.search(r"[*?]|\$\w", name)]:
         raise ConfigError(
-            f"output_dir: {run} would be made with the name {unfilled[0]!r}, which a shell fills in and nothing "
-            "else does: write the whole path (in a file a variable is ${oc.env:NAME})"
+            f"output_dir: {run} contains {unfilled[0]!r}, a shell pattern or variable that was not expanded: write the "
+            "whole path (in a file a variable is ${oc.env:NAME})"
         )
     refuse_inside(run, "output_dir")
 
@@ -268,8 +268,8 @@ def refuse_mount(run: Path) -> None:
     renamed across file systems."""
     if _written(run) and run.resolve().is_mount():
         raise ConfigError(
-            f"output_dir: {run} is a mount point, and --overwrite moves the run in it to a place beside it: move that "
-            f"away by hand, or give a directory in {run}"
+            f"output_dir: {run} is a mount point, so --overwrite cannot move the run in it aside: move the run away by "
+            f"hand, or give a directory in {run}"
         )
 
 

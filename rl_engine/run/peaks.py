@@ -83,7 +83,7 @@ class PhasePeaks:
         if self.exact:
             self.exact = False
             logging.getLogger(__name__).warning(
-                f"{CLEAR_REFS} cannot be written: memory/… is what is resident at the end of a phase, not its peak"
+                f"{CLEAR_REFS} is not writable, so memory/… is the memory at the end of a phase, not its peak"
             )
 
 

@@ -54,8 +54,8 @@ def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: in
         )
     what = f"data.path ({config.data.path})" if config.data.path else f"data.source ({config.data.source})"
     raise ConfigError(
-        f"{what} has changed since step {step} of {config.output_dir}: its problems, or their prompts, are not those "
-        "that the run learned from. Bring them back, or give another output_dir"
+        f"{what} has changed since step {step} of {config.output_dir}: the run learned from other problems or prompts. "
+        "Restore them, or give another output_dir"
     )
 
 
@@ -90,7 +90,7 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
         return
     hint = ""
     if {"optim.lr", "train.steps"} <= {change.key for change in found}:
-        hint = "; optim.lr=auto goes by train.steps: give the number that it was"
+        hint = "; optim.lr=auto depends on train.steps: give optim.lr its old value"
     raise ConfigError(
         f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{hint}. Give what it was, "
         "or another output_dir"
@@ -105,8 +105,8 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
     rounded = [change.key for change in told if change.rule is ResumeRule.ROUNDING]
     if rounded:
         yield (
-            f"{', '.join(rounded)}: from here on the run is the same to rounding, no longer bit for bit the one that "
-            "was not stopped"
+            f"{', '.join(rounded)}: from here on the run equals an uninterrupted one up to rounding, no longer bit for "
+            "bit"
         )
 
 

@@ -100,7 +100,7 @@ class _Tracker:
             self._alive = False
             logging.getLogger(__name__).warning(
                 f"log.{self.name}: {what} failed ({first_line(error)}): "
-                "metrics go to the run's own files alone from here on"
+                "from here on metrics are written only to the run's own files"
             )
 
 

@@ -182,10 +182,10 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     manifest = read_manifest(directory)
     kind = manifest.get("kind", "lora")
     if kind != "lora":
-        raise AdapterError(f"{path} holds a whole model (method: {kind}): no adapter, as is needed here")
+        raise AdapterError(f"{path} holds a whole model (method: {kind}), and an adapter is needed here")
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if name not in manifest["files"]:
-            raise AdapterError(f"{path}: the manifest does not vouch for {name}")
+            raise AdapterError(f"{path}: its manifest does not list {name}")
     peft = json.loads((directory / PEFT_CONFIG).read_text(encoding="utf-8"))
     run = read_training_run(directory.parent.parent)
     return TrainedAdapter(
@@ -204,7 +204,7 @@ def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -
     meant = meant_version(path)
     if path.is_dir() and not (meant.directory / MANIFEST).is_file():
         raise AdapterError(
-            f"--adapter: {path} has no {MANIFEST}: it was never published, and is no run with adapters. Give a run's "
+            f"--adapter: {path} is neither a published version (no {MANIFEST}) nor a run with adapters: give a run's "
             "directory, or one of its adapters/v000000, …"
         )
     if meant.why:
@@ -223,7 +223,7 @@ def base_model_of(
         directory = Path(loaded) if loaded else None
         return BaseModel(name=given or Path(recorded).name, hub_id=given, directory=directory, revision=None)
     if given not in (None, loaded):
-        raise ValueError(f"--base-model is {given!r}, and the adapter was trained on {loaded!r}")
+        raise ValueError(f"--base-model is {given!r}, and the adapter was trained on {loaded!r}: leave it out")
     revision = run.values.get("model", {}).get("revision") if run else peft["revision"]
     return BaseModel(name=loaded, hub_id=loaded, directory=None, revision=revision)
 

@@ -55,11 +55,11 @@ class TrainingData:
             )
         notes += [f"warning: {told}" for told in turns_left_out([prompt.problem for prompt in self.prompts])]
         if different < len(self.prompts):
-            notes.append(f"warning: {different:,} different problems of {len(self.prompts):,}: the others repeat them")
+            notes.append(f"warning: only {different:,} of {len(self.prompts):,} problems are different")
         if different < places:
             notes.append(
-                f"warning: a step has places for {places:,} problems, and there are {different:,} different ones: each "
-                f"is sampled {places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
+                f"warning: a step takes {places:,} problems, and only {different:,} are different: each is sampled "
+                f"{places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
             )
         return notes
 

@@ -87,7 +87,9 @@ def gap_of_versions(
             with past.restored(key):
                 gaps.append(past.learner.measure(rows, limits).gap)
         except SamplerGapError as error:
-            raise SamplerGapError(f"completions of {key}, against {key} as it was: {error}") from error
+            raise SamplerGapError(
+                f"the sampler disagrees with {key}, the version that sampled these completions: {error}"
+            ) from error
     return SamplerGap.merged(gaps)
 
 

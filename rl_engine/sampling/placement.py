@@ -156,8 +156,8 @@ def _free_cards(config: Config, ranks: Ranks) -> tuple[str, ...]:
     free = visible_cards(torch.cuda.device_count())[learners:]
     if rollout.workers * rollout.tensor_parallel_size > len(free):
         raise ConfigError(
-            f"rollout.workers {rollout.workers} × rollout.tensor_parallel_size {rollout.tensor_parallel_size} cards "
-            f"are wanted, and {learners} learner rank(s) leave {len(free)} of those that CUDA shows here: ask for "
-            "fewer workers, or give the address of a cluster in rollout.address"
+            f"rollout.workers {rollout.workers} × rollout.tensor_parallel_size {rollout.tensor_parallel_size} needs "
+            f"{rollout.workers * rollout.tensor_parallel_size} cards, and {learners} learner rank(s) leave {len(free)} "
+            "of those that CUDA shows here: lower rollout.workers, or join a cluster with rollout.address"
         )
     return free

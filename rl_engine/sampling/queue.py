@@ -162,7 +162,7 @@ class StreamingQueue:
         done = [item for item, batch in self._going.items() if batch.done]
         for item in done:
             if (complaint := item.take(self._going.pop(item).groups())) is not None:
-                raise EngineError(f"of what was sampled in process: {complaint}")
+                raise EngineError(f"the in-process sampler returned a wrong answer: {complaint}")
         self._begin_later()
         return done
 

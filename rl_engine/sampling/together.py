@@ -27,7 +27,7 @@ def together(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
         if ranks.agree(stop.asked or not done):
             leave_if_asked(ranks, stop)
             if done:
-                raise EngineError("another rank failed while it sampled or graded: what happened is in its output")
+                raise EngineError("another rank failed while sampling or grading: its output says why")
 
 
 def leave_if_asked(ranks: Ranks, stop: StopRequest) -> None:

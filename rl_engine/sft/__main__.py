@@ -65,7 +65,7 @@ def main(
         exit_with_error(str(error), 2)
     try:
         if merge and settings.method == "full":
-            raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
+            raise ConfigError("--merge works only with method=lora: method=full already publishes a whole model")
         check_quickly(settings, resume=resume)
         check_place(settings, resume=resume, overwrite=overwrite)
         wanted = wanted_of_hub(settings)

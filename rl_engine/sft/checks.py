@@ -15,7 +15,9 @@ from rollout.hub import HubItem
 def check_quickly(config: SftConfig, *, resume: bool = False) -> None:
     """Raises `ValueError` or `FileNotFoundError` for errors that can be found without loading anything."""
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ConfigError(f"supervised training runs in one process, and WORLD_SIZE is {count}: start no launcher")
+        raise ConfigError(
+            f"supervised training runs in one process, and WORLD_SIZE is {count}: run the command without a launcher"
+        )
     check_parts(config, resume=resume)
     conversations.check_source(config.data)
 

@@ -169,7 +169,7 @@ def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped
     def train() -> Iterator[Conversation]:
         for conversation in learned:
             if conversation.question in tested:
-                dropped.drop("its question is tested on", conversation.id)
+                dropped.drop("its question is in the test set", conversation.id)
             else:
                 yield conversation
 
@@ -269,7 +269,7 @@ def _missing(columns: ChatColumnsConfig) -> str:
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why it has none."""
     if LABEL not in [name for _, name in columns] and str(row.get(LABEL)).lower() == "false":
-        return f"{LABEL} is false: an answer that is not wanted"
+        return f"{LABEL} is false: an undesirable answer"
     listed = turns_in(cell(row, columns.messages))
     if not isinstance(listed, list | Mapping) and not plain(listed):
         prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
@@ -284,7 +284,7 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     for turn in listed:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in ROLES:
-            return f"a turn of the role {role!r}"
+            return f"a turn has the unknown role {role!r}"
         try:
             text = text_in(content, "content")
         except UnusableError as reason:
@@ -354,7 +354,7 @@ def solved(task: Task, split: Split, seed: int, dropped: Dropped) -> Iterator[Co
         if problem.answer:
             yield _asked(problem.id, problem.text, f"\\boxed{{{problem.answer}}}")
         else:
-            dropped.drop("the task has no answer to it, only a scorer", problem.id)
+            dropped.drop("the task has only a scorer for it, no answer", problem.id)
 
 
 def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:

@@ -133,8 +133,8 @@ def check_output(output: Path) -> None:
         Console().print(f"replaces {output}, an earlier one", soft_wrap=True)
     elif output.exists() and any(output.iterdir()):
         raise ValueError(
-            f"--output: {output} holds something, and no model that was made here ({RECORD} is not there): nothing was "
-            "written. Give another directory"
+            f"--output: {output} is not empty and was not written by this command (no {RECORD}), so nothing was "
+            "written: give another directory"
         )
 
 

@@ -78,7 +78,7 @@ class ExampleRenderer:
         ids, labels = [], []
         parts = self._parts(conversation.messages)
         if not any(learned for _, learned in parts):
-            raise UnusableConversationError("no turn that is to be learned")
+            raise UnusableConversationError("every assistant turn has weight 0, so there is nothing to learn")
         for part, learned in parts:
             ids += part
             labels += part if learned else [IGNORED] * len(part)
@@ -197,7 +197,8 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     if not train:
         named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
         told = f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
-        raise ValueError(f"{told}; data.test_size ({data.test_size}) may be fewer" if test else told)
+        way_out_of_test = f"; lower data.test_size ({data.test_size}), which took every usable example for testing"
+        raise ValueError(told + way_out_of_test if test else told)
     return found
 
 

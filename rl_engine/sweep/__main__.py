@@ -133,7 +133,7 @@ def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list
     count = COMMANDS[config.command].cards
     hands = dealt(cards, config.jobs, (count(target.settings) for target in targets.values()))
     if len(hands) < config.jobs:
-        told = f"jobs is {config.jobs}, and there is room on {len(cards)} card(s) for {max(1, len(hands))} at a time"
+        told = f"jobs is {config.jobs}, but {len(cards)} card(s) have room for only {max(1, len(hands))} at a time"
         console.print(f"{told}; with `together` several runs share a card", soft_wrap=True)
     return config.model_copy(update={"jobs": max(1, len(hands))}), hands
 

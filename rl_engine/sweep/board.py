@@ -110,10 +110,10 @@ def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
             if not cells_left(config, found):
                 return found
             if not at_work:
-                left = f"and {cells_left(config, found)} cells are left"
                 elsewhere = locks_on_one_machine(config.output)
-                way_out = (
-                    f"the command without --watch runs them{elsewhere and f', if no other machine does: {elsewhere}'}"
+                unless = elsewhere and f", unless another machine is running them ({elsewhere})"
+                raise ConfigError(
+                    f"output_dir: no sweep is running in {config.output} on this machine, and "
+                    f"{cells_left(config, found)} cells are left: run the command without --watch{unless}"
                 )
-                raise ConfigError(f"output_dir: {config.output} has no sweep at work on it here, {left}: {way_out}")
             time.sleep(WATCH_S)

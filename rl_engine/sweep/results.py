@@ -65,13 +65,13 @@ def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple
         hint = f"nearest: {found}" if found else f"it has {', '.join(names) or 'nothing'}"
         raise ValueError(f"{METRICS} has no {score.metric!r}; {hint}")
     if not math.isfinite(values[-1]):
-        raise ValueError(f"{score.metric} ends as {values[-1]}")
+        raise ValueError(f"the last value of {score.metric} is {values[-1]}")
     best = (max if score.mode == "max" else min)(value for value in values if math.isfinite(value))
     if score.at == "best":
         return best, best
     taken = values[-1:] if score.at == "last" else values[-score.at :]
     if not all(map(math.isfinite, taken)):
-        raise ValueError(f"{score.metric} is no number in one of the last {len(taken)} evaluations (score.at)")
+        raise ValueError(f"{score.metric} is infinite or NaN in one of the last {len(taken)} evaluations (score.at)")
     return math.fsum(taken) / len(taken), best
 
 

@@ -166,8 +166,8 @@ def _begun_with(begun: Path) -> str:
     try:
         return str(read_report(begun)["config_hash"])
     except (KeyError, TypeError, ValueError) as error:
-        way_out = f"remove {begun.parent}, and the cell begins again"
-        raise ConfigError(f"output_dir: {begun} does not say with which settings its cell began: {way_out}") from error
+        way_out = f"remove {begun.parent} to run the cell again"
+        raise ConfigError(f"output_dir: {begun} does not record the settings of its cell: {way_out}") from error
 
 
 def remeasure(config: SweepConfig, results: Results) -> None:

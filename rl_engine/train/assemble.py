@@ -139,8 +139,8 @@ def check_context(config: Config, needed: int) -> None:
     name = f"model.name {config.model.name}"
     if config.method == "full" and is_wrapper(model_config):
         raise ConfigError(
-            f"{name} is of type {model_config.model_type}, whose language model is one part beside others: adapters "
-            "are trained on that part alone, so use method=lora"
+            f"{name} is of type {model_config.model_type}, which is multimodal: only adapters of its language model "
+            "can be trained, so use method=lora"
         )
     check_servable(model_config, name, adapter=config.method == "lora")
     if config.method == "lora":

@@ -47,7 +47,10 @@ def check_ranks(groups: Sequence[Group]) -> None:
     """Raises `ConfigError` for several groups under a launcher, whose processes can rendezvous for one group only."""
     if len(groups) > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         why = next(line for group in groups for line in group.apart)
-        raise ConfigError(f"{why}; on several ranks the runs of one command have to: start it by itself")
+        raise ConfigError(
+            f"{why}. Under a launcher all runs of one command must share a process: start this one with a command of "
+            "its own"
+        )
 
 
 def _ended(command: Sequence[str], stop: StopRequest) -> int:

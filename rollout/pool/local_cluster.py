@@ -18,8 +18,8 @@ from rollout.pool.room import SMALLEST_STORE, too_long
 from rollout.stopping import STOPS
 
 NOT_STARTED = (
-    "on a machine that is busy it may start at another try; rollout.placement=inprocess samples without Ray, and "
-    "rollout.address joins a cluster that runs"
+    "on a busy machine another try may help; rollout.placement=inprocess samples without Ray, and rollout.address "
+    "joins a running cluster"
 )
 NOT_JOINED = (
     "start one with `ray start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
@@ -53,7 +53,7 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes
 
 def join_ray(address: str) -> None:
     """Join the cluster at `address`. Raises `PoolError` when it does not accept this process."""
-    with starting(f"rollout.address is {address}, and no Ray cluster there takes this process", NOT_JOINED):
+    with starting(f"rollout.address is {address}, and the Ray cluster there did not accept this process", NOT_JOINED):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 

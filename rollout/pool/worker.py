@@ -71,7 +71,10 @@ class PoolWorker:
         """
         size, free = sum(map(len, files.values())), shutil.disk_usage(self.scratch.path).free
         if size > free:
-            raise OSError(f"{ref.key} is {size:,} bytes, and {self.scratch.path.parent} has {free:,} free")
+            raise OSError(
+                f"{ref.key} is {size:,} bytes, and {self.scratch.path.parent} has {free:,} free: set TMPDIR to a "
+                "directory with more space"
+            )
         here = replace(ref, path=self.scratch.path / ref.key)
         with written_aside(here.path) as scratch:
             for name, content in files.items():
@@ -98,7 +101,7 @@ class PoolWorker:
         if left > free:
             raise OSError(
                 f"{key} takes {left:,} more bytes, and {self.scratch.path.parent} has {free:,} free: set TMPDIR to a "
-                "directory with more"
+                "directory with more space"
             )
         directory = self.scratch.path / key
         directory.mkdir(exist_ok=True)

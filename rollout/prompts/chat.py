@@ -89,9 +89,8 @@ class ChatTemplate:
             ) from error
         if PROBE not in alone:
             raise ValueError(
-                "prompt.template is chat, and what the chat template of this model makes of a problem does not hold "
-                "the problem (it may want a list of parts, as of images): use another prompt.template, or frame with "
-                "prompt.frame"
+                "prompt.template is chat, and the chat template of this model drops the problem's text (it may expect "
+                "a list of parts, as for images): use another prompt.template, or frame with prompt.frame"
             )
         if not self.config.system:
             return

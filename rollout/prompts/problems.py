@@ -212,7 +212,7 @@ def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None
             continue
         level = number_in(problem.level)
         if level is None:
-            loaded.drop("no number in its level (data.columns.level), and data.level is given", problem.id)
+            loaded.drop("its level (data.columns.level) has no number, and data.level is given", problem.id)
         elif not bounds[0] <= level <= bounds[1]:
             loaded.drop(f"level outside data.level ({bounds[0]:g} to {bounds[1]:g})", problem.id)
         else:
@@ -259,7 +259,7 @@ def _problem_of(row: ProblemRow) -> Problem:
 def turns_left_out(problems: Sequence[Problem]) -> list[str]:
     """A message about problems that follow earlier turns of a chat; empty if there are none."""
     cut = [one.id for one in problems if one.continues]
-    told = f"{len(cut):,} problems come after other turns of a chat, and only the last turn of the user is asked"
+    told = f"{len(cut):,} problems come after other turns of a chat, and only the user's last turn is asked"
     return [f"{told} (for one, {cut[0]})"] if cut else []
 
 

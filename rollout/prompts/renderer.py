@@ -55,8 +55,8 @@ class Renderer:
             return None
         known = ", ".join(repr(self.tokenizer.decode([end])) for end in sorted(ends))
         return (
-            f"the chat template ends a turn with {token!r}, and completions of this model (a base model?) end with "
-            f"{known} alone: they may go on behind the answer"
+            f"the chat template ends a turn with {token!r}, and this model (a base model?) stops only at {known}: "
+            "completions may run past the answer"
         )
 
     def render(self, problem: Problem) -> Prompt:
@@ -76,8 +76,8 @@ class Renderer:
             # A template may strip whitespace, but must not lose any text.
             if question.strip() not in text or any(turn["content"].strip() not in text for turn in system):
                 raise ValueError(
-                    f"problem {problem.id}: the prompt that the model's chat template makes of it does not hold it; "
-                    "use another prompt.template"
+                    f"problem {problem.id}: the model's chat template drops part of its text: use another "
+                    "prompt.template"
                 )
             # The template writes its own special tokens.
             ids = self.tokenizer.encode(text, add_special_tokens=False)

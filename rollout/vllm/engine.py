@@ -260,8 +260,8 @@ class VllmEngine:
         if left_out:
             self._llm.llm_engine.remove_lora(request.lora_int_id)
             raise AdapterError(
-                f"{ref.path} adapts {left_out[0]}, of which vLLM's model takes no adapter ({len(left_out)} of its "
-                "layers are such): it would sample without them"
+                f"{ref.path} adapts {left_out[0]}, for which vLLM's model supports no adapter ({len(left_out)} such "
+                "layers): it would sample without them"
             )
         self._loaded[ref.key] = request
 
@@ -303,7 +303,7 @@ class VllmEngine:
         if (adapter.key if adapter else BASE) == self._weights:
             return None
         if adapter is None:
-            raise AdapterError(f"the base model is gone from this engine: {self._weights} took its place")
+            raise AdapterError(f"this engine no longer holds the base model: {self._weights} has replaced it")
         if adapter.key not in self._loaded:
             raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._loaded) or 'none'}")
         return self._loaded[adapter.key]

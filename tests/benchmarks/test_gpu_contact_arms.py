@@ -136,7 +136,7 @@ def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
 
     def stay(*_: Any) -> None:
         warnings.warn(
-            "torch.compile does not work here: no; so the learner's passes take longer",
+            "torch.compile does not work here: no; the learner runs uncompiled, and slower",
             NotCompiledWarning,
             stacklevel=2,
         )
@@ -151,9 +151,9 @@ def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
     learner.main("cpu")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [row.get("why", row["kind"]) for row in rows] == [
-        "torch.compile does not work here: no; so the learner's passes take longer",
+        "torch.compile does not work here: no; the learner runs uncompiled, and slower",
         "learner",
-        "torch.compile does not work here: no; so the learner's passes take longer",
+        "torch.compile does not work here: no; the learner runs uncompiled, and slower",
         "the passes leave a gradient of 0",
     ]
 

@@ -112,7 +112,7 @@ def test_a_limit_of_the_shell_is_named(
 ) -> None:
     """Libraries report such limits in errors without a type of their own."""
     monkeypatch.setattr("resource.getrlimit", lambda limit: (64, 64))
-    line = f"{said}: this shell allows 64, and ulimit {option} raises that"
+    line = f"{said}: this shell allows 64; raise it with ulimit {option}"
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @app.command(cls=Command)
@@ -126,7 +126,7 @@ def test_a_limit_of_the_shell_is_named(
     monkeypatch.setattr("resource.getrlimit", lambda limit: (resource.RLIM_INFINITY,) * 2)
     assert (
         CliRunner().invoke(app).stderr
-        == f"error: {said}: this shell has no limit, so its container or job has (pids.max)\n"
+        == f"error: {said}: this shell sets no limit, so its container or job does (pids.max)\n"
     )
 
 

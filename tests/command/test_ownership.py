@@ -155,7 +155,7 @@ def test_a_file_named_like_an_unfinished_evaluation_stays(text: str, tmp_path: P
     assert begun == [False, True]
     assert beside.read_text() == MINE
     partial.path.write_text(text)
-    with pytest.raises(PartialResultsError, match="has the name of an unfinished evaluation, and is none"):
+    with pytest.raises(PartialResultsError, match="has the name of an unfinished evaluation but is not one"):
         _ = partial.is_begun
 
 
@@ -167,7 +167,7 @@ def test_a_sweep_leaves_a_directory_of_somebody_else(name: str, tmp_path: Path) 
         (tmp_path / name).mkdir()
     for options in ([], ["--dry-run"]):
         said = refused(sweep_app, "--config", "sweep_rates.yaml", f"output_dir={tmp_path}", *options)
-        assert "is not marked as a sweep" in said or "does not hold the results of a sweep" in said
+        assert "is not known to be a sweep" in said or "does not hold the results of a sweep" in said
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -203,7 +203,7 @@ def test_the_embedded_model_is_made_beside_the_one_that_ships(
     (tmp_path / "thesis.txt").write_text(MINE)
     with pytest.raises(typer.Exit):
         make(tmp_path)
-    assert "holds something, and no model that was made here" in capsys.readouterr().err
+    assert "is not empty and was not written by this command" in capsys.readouterr().err
     (tmp_path / "made.json").write_text("{}")
     with pytest.raises(AssertionError, match="it was begun"):
         make(tmp_path)

@@ -139,7 +139,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         (*TRAIN, "model.name=no_index"),
-        "-00001-of-00002.safetensors, and neither model.safetensors nor model.safetensors.",
+        "-00001-of-00002.safetensors but neither model.safetensors nor model.safetensors.",
     ),
     ((*SFT, "model.name=with_adapter"), "with_adapter' holds a model and an adapter (adapter_config.json), which"),
     ((*TRAIN, "model.name=torn"), "torn/model.safetensors.index.json is damaged"),
@@ -263,7 +263,7 @@ def hub() -> Iterator[str]:
 OF_HUB = [
     ((*TRAIN, "model.name=org/gated"), "org/gated is gated: ask for access at https://huggingface.co/org/gated"),
     ((*TRAIN, "model.name=models/qwen"), "no directory models/qwen here, and the hub has no such model"),
-    ((*TRAIN, "model.name=org/other"), "org/other on the hub is no model: it has no config.json"),
+    ((*TRAIN, "model.name=org/other"), "org/other on the hub is not a model: it has no config.json"),
     ((*TRAIN, "model.name=org/old", "model.revision=v9"), "org/old has no revision 'v9'"),
     ((*TRAIN, "model.name=org/busy"), "no directory org/busy here, and the hub answers 503"),
     ((*TRAIN, "model.name=my model"), "'my model' is neither a directory here nor a name of the hub"),
@@ -322,5 +322,5 @@ def test_supervised_training_refuses_a_launcher_at_once(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text('{"problem": "1", "solution": "1"}\n')
     command = (*SFT, "data.path=answers.jsonl", "output_dir=out")
     ((code, output, _, _),) = answers(tmp_path, command, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
-    assert (code, output.partition("WORLD_SIZE is 2")[2]) == (2, ": start no launcher")
+    assert (code, output.partition("WORLD_SIZE is 2")[2]) == (2, ": run the command without a launcher")
     assert not (tmp_path / "out").exists()

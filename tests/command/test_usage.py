@@ -69,7 +69,7 @@ SAID = [
         "devices=1x80: --devices is an option of this command: write --devices",
     ),
     (("sweep", "--config", "sweep_rates", "watch"), "watch: --watch is an option of this command: write --watch"),
-    (("train", "config=gsm8k.yaml"), "a configuration is named with --config: --config gsm8k.yaml"),
+    (("train", "config=gsm8k.yaml"), "give a configuration with --config: --config gsm8k.yaml"),
     (
         ("push", "--adapter", "x", "--repo", "a/b", "private=true"),
         "private=true: --private is an option of this command",

@@ -215,7 +215,7 @@ def test_a_path_from_the_home_directory_leads_there(tmp_path: Path, monkeypatch:
 def test_a_dotted_key_in_a_file_is_shown_in_its_section(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("train.steps: 2\n")
     said = message(str(tmp_path / "mine.yaml"))
-    assert "train.steps: no such key; a file has keys in their section, train: {steps: 2}\n" in said
+    assert "train.steps: no such key; in a file write the key in its section, train: {steps: 2}\n" in said
 
 
 def test_a_section_may_be_taken_back_and_given_anew() -> None:
@@ -270,7 +270,7 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 def test_a_file_with_equals_signs_is_told_of_colons(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("seed = 3\n")
-    assert "seed = 3: no such key; a file has a colon there, seed: 3" in message(str(path))
+    assert "seed = 3: no such key; in a file write a colon, seed: 3" in message(str(path))
 
 
 def test_a_directory_is_told_to_name_its_file(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def without_rows(path: Path) -> None:
         *((f"rows.{ending}", b"", "is empty$") for ending in ("jsonl", "json", "csv", "tsv", "txt")),
         ("rows.jsonl", b"\xef\xbb\xbf", "is empty$"),
         ("rows.csv.gz", gzip.compress(b"", mtime=0), "is empty$"),
-        *((f"rows.{ending}", b"", "has no bytes: it was not written or copied") for ending in ("parquet", "arrow")),
+        *((f"rows.{ending}", b"", "has 0 bytes, so writing or copying") for ending in ("parquet", "arrow")),
         ("rows.json", b"[]", "has no usable problem: it is empty$"),
         ("rows.csv", b"problem,answer\n", "has no usable problem: it is empty$"),
         *((name, None, "has no usable problem: it is empty$") for name in ("rows.parquet", "rows.arrow", "saved")),

@@ -82,7 +82,8 @@ def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -
     command = cluster.other.command(sys.executable, "-c", POOL)
     asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert asked.returncode != 0
-    assert f"PoolError: rollout.address is {HEAD}:6379, and no Ray cluster there takes this process" in asked.stderr
+    refused = "and the Ray cluster there did not accept this process"
+    assert f"PoolError: rollout.address is {HEAD}:6379, {refused}" in asked.stderr
     assert "InvalidAuthToken" in asked.stderr  # Ray's own message
 
 

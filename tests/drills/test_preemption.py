@@ -140,7 +140,7 @@ def test_a_rank_that_hangs_is_given_up_and_the_run_goes_on(tmp_path: Path) -> No
         wait_for(process, lambda: len(read_metrics(run)) > 1, text)
         ranks_of(process)[1].suspend()
         assert process.wait(300) == 1
-    assert "rank 0 lost another rank (nothing was heard of rank 1 for 120 s): if" in text.read_text()
+    assert "rank 0 lost another rank (no sign of rank 1 for 120 s): if" in text.read_text()
     assert "\nWhat was saved before stands: --resume continues it.\n" in text.read_text()
     for number in (0, 1):
         with on_two_ranks(place, steps, "--resume") as process:

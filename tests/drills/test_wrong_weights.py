@@ -54,7 +54,7 @@ def test_the_gap_sees_them_ahead_of_the_learner(short_path: Path) -> None:
     """The canary was answered rightly. Sampling a step ahead, the next step still takes what the version before
     sampled."""
     run, message = stopped(short_path, "rollout.max_staleness=1", prepare=STALE_AFTER_CANARY)
-    assert f"completions of {KEY}, against {KEY} as it was" in message
+    assert f"the sampler disagrees with {KEY}, the version that sampled these completions" in message
     assert AdapterStore(run / "adapters").versions()[-1] == BAD + 1
 
 

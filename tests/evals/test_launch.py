@@ -83,5 +83,5 @@ def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ..
 @pytest.mark.parametrize("missing", [("MASTER_PORT",), ("MASTER_ADDR", "MASTER_PORT")])
 def test_several_processes_that_cannot_be_found_are_refused(missing: tuple[str, ...]) -> None:
     told = {name: "2" for name in TOLD if name not in missing}
-    with pytest.raises(ValueError, match=f"WORLD_SIZE is '2' .*, without {', '.join(missing)}: start them with"):
+    with pytest.raises(ValueError, match=rf"WORLD_SIZE \('2'\) .*, but not {', '.join(missing)}: start "):
         is_launched(told)

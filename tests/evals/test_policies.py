@@ -55,11 +55,11 @@ def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
     for version in (1, 2):
         store.publish(version, write_peft, {"base_model": "embedded", "rank": 2})
     (newest,) = policies(str(tmp_path / "run"))
-    assert (newest.label, "newest version is taken, v000002" in newest.why) == ("policy-v000002", True)
+    assert (newest.label, "using its newest version, v000002" in newest.why) == ("policy-v000002", True)
     store.point("best", 1)
     best, named = policies(str(tmp_path / "run"), f"mine={tmp_path / 'run'}")
     assert (best.label, named.label) == ("policy-v000001", "mine")
-    assert "best version is taken, v000001" in best.why
+    assert "using its best version, v000001" in best.why
     assert best.ref.path == named.ref.path == store.path_of(1)
     (given,) = policies(str(store.root / "latest"))
     assert (given.label, given.why) == ("policy-v000002", "")
@@ -74,7 +74,7 @@ def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"r": 600}, "600"),
         ({"hidden": 128}, "q_proj it maps 128 values to 192, and that model 192 to 192"),
-        ({"layers": 6}, "it adapts model.layers.4.self_attn.q_proj, which that model has not"),
+        ({"layers": 6}, "it adapts model.layers.4.self_attn.q_proj, which the model lacks"),
     ],
 )
 def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any
         ("model.layers.3.self_attn.k_proj", 192, 64, "maps 192 values to 64, and that model 192 to 192"),
         ("model.layers.0.self_attn.o_proj", 64, 192, "maps 64 values to 192"),
         ("lm_head", 192, 32, "at lm_head it maps 192 values to 32, and that model 192 to 21"),
-        ("model.layers.4.mlp.down_proj", 512, 192, "adapts model.layers.4.mlp.down_proj, which that model has not"),
+        ("model.layers.4.mlp.down_proj", 512, 192, "adapts model.layers.4.mlp.down_proj, which the model lacks"),
         ("model.layers.0.self_attn.qkv_proj", 192, 576, "adapts model.layers.0.self_attn.qkv_proj, which"),
-        ("transformer.h.0.attn.c_attn", 192, 576, "adapts transformer.h.0.attn.c_attn, which that model has not"),
+        ("transformer.h.0.attn.c_attn", 192, 576, "adapts transformer.h.0.attn.c_attn, which the model lacks"),
     ],
 )
 def test_no_layer_of_an_adapter_may_be_another_models(

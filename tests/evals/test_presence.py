@@ -65,8 +65,7 @@ def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert code == 1
     assert lines[:3] == [
         "error: goes on",
-        "error: rank 0 lost another rank (nothing was heard of rank 1 for 2 s): if that was not killed, its output "
-        "says why",
+        "error: rank 0 lost another rank (no sign of rank 1 for 2 s): if that was not killed, its output says why",
         "There is a way on.",
     ]
 
@@ -79,7 +78,7 @@ def test_ranks_that_their_launcher_leaves_behind_end_too(tmp_path: Path) -> None
         "There is a way on.",
         "There is a way on.",
         *(
-            f"error: rank {one} lost another rank (nothing was heard of rank {other} for 2 s, and the launcher is "
+            f"error: rank {one} lost another rank (no sign of rank {other} for 2 s, and the launcher is "
             "gone): if that was not killed, its output says why"
             for one, other in ((0, 1), (1, 0))
         ),
@@ -91,8 +90,8 @@ def test_a_rank_that_is_ended_for_another_says_so(tmp_path: Path) -> None:
     code, lines = told(tmp_path, act="os.kill(os.getpid(), signal.SIGKILL)", load="time.sleep(60)")
     assert code == 1
     assert lines == [
-        "error: rank 0 lost another rank (rank 1 failed, or nothing is heard of it): if that was not killed, its "
-        "output says why",
+        "error: rank 0 lost another rank (rank 1 failed or stopped responding): if that was not killed, its output "
+        "says why",
     ]
 
 
@@ -135,7 +134,7 @@ def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatc
     second.close()
     until(lambda: said)
     first.close()
-    assert "nothing was heard of rank 1 for 0 s" in said[0]
+    assert "no sign of rank 1 for 0 s" in said[0]
 
 
 def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
@@ -187,4 +186,4 @@ def test_one_left_behind_before_it_heard_of_another_ends(monkeypatch: pytest.Mon
     alone = Presence(0, 2, GoneStore(), said.append)
     until(lambda: said)
     alone.close()
-    assert "nothing was heard of rank 1 for 0 s, and the launcher is gone" in said[0]
+    assert "no sign of rank 1 for 0 s, and the launcher is gone" in said[0]

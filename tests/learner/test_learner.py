@@ -187,7 +187,7 @@ def test_zero_stages_make_the_same_update_and_resume_exactly(
 
 def test_the_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
     state = learner_state(make_learner("lora.rank=2"))
-    with pytest.raises(ValueError, match="another adapter"):
+    with pytest.raises(ValueError, match=r"does not fit this run: adapter\..* has 384 values there and 192 here"):
         restore_learner(make_learner("lora.rank=1"), state)
 
 

@@ -56,7 +56,7 @@ def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> Non
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     AdapterStore(copy / "adapters").point("best", 0)
     best = merge(copy, tmp_path / "merged").stdout
-    assert f"{copy} is a run: its best version is taken, v000000 (the newest is {copy}/adapters/latest)" in best
+    assert f"{copy} is a run: using its best version, v000000 (the newest is {copy}/adapters/latest)" in best
     assert "v000000 → " in best
     latest = merge(copy / "adapters" / "latest", tmp_path / "latest").stdout
     assert "v000003 → " in latest
@@ -109,7 +109,7 @@ def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "no such directory" in told(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "has no effect: the base model is in" in told(run, "merged", "--base-model", "other/model")
-    assert "has no manifest.json: it was never published" in told(tmp_path / "empty")
+    assert "is neither a published version (no manifest.json) nor a run" in told(tmp_path / "empty")
     (tmp_path / "file").touch()
     assert "file is not a directory" in told(run, "file/merged")
     whole = tmp_path / "whole"

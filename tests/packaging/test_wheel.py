@@ -80,7 +80,7 @@ def test_a_file_in_the_place_of_a_package_is_named(theirs: str, command: tuple[s
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).touch()
     answer = run(tmp_path, *command)
-    said = f"{tmp_path / theirs} has the name of a package of rl_engine's own, and is found in its place: rename it"
+    said = f"{tmp_path / theirs} shadows rl_engine's own package {Path(theirs).parts[0].removesuffix('.py')}: rename it"
     if command[0] == "-m":
         assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
     assert answer.stderr.splitlines()[-1].partition(": ")[2].startswith(said)

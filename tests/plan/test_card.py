@@ -150,7 +150,7 @@ def test_a_run_of_a_cpu_does_not_go_on_in_float32_on_a_card(tmp_path: Path) -> N
     """`auto` is no way out: on resume it means the precision that the run began in."""
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path}"])
     (tmp_path / "config.yaml").write_text(settle_precision(config, "cpu").to_yaml())
-    with pytest.raises(ConfigError, match=rf"alone, and the run in {tmp_path} began in it: .* on a CPU$"):
+    with pytest.raises(ConfigError, match=rf"16-bit values, and the run in {tmp_path} began in .* on a CPU$"):
         settle_precision(config, "cuda", resume=True)
 
 
@@ -159,7 +159,7 @@ def test_a_card_that_does_not_compute_in_bfloat16_is_refused(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     config = settle_precision(load_config("quickstart.yaml"), "cuda")
-    with pytest.raises(ValueError, match=r"^model\.dtype is bfloat16, and Tesla V100 does not compute in it"):
+    with pytest.raises(ValueError, match=r"^model\.dtype is bfloat16, which Tesla V100 does not support"):
         settle_card(config, Ranks(0, 1, CUDA))
 
 
@@ -167,7 +167,7 @@ def test_shared_prompts_on_a_card_lie_in_rows_without_padding() -> None:
     overrides = ["learner.layout=shared_prompt", "model.dtype=bfloat16"]
     config = load_config("quickstart.yaml", overrides)
     assert (layout_of(config, CUDA), attention_of(config, CUDA)) == (PACKED_SHARED, VARLEN)
-    with pytest.raises(ConfigError, match=r"learner\.layout is shared_prompt, which on CUDA .*: give padded or auto"):
+    with pytest.raises(ConfigError, match=r"learner\.layout is shared_prompt, which on CUDA .*layout=padded or auto"):
         layout_of(load_config("quickstart.yaml", [*overrides, "model.dtype=float32", "method=full"]), CUDA)
 
 

@@ -69,10 +69,10 @@ def test_a_family_s_sizes_are_those_worked_out_by_hand(family: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
-        ("bert", (), "a model of type bert is an encoder, which fills gaps in a text: give one that continues texts"),
-        ("bart", (), "a model of type bart is an encoder with a decoder beside it: give one that continues texts"),
-        ("gpt2", ("method=full", "optim.lr=1e-5"), "nothing of it can be adapted or counted: give another model"),
-        ("gpt2", (), "lora.targets: a model of type gpt2 has no linear layers here"),
+        ("bert", (), "a model of type bert is an encoder, a masked language model: give a decoder-only model"),
+        ("bart", (), "a model of type bart is an encoder-decoder: give a decoder-only model"),
+        ("gpt2", ("method=full", "optim.lr=1e-5"), "nothing in it can be adapted or counted: use another model"),
+        ("gpt2", (), "lora.targets: model type gpt2 has no layers of class nn.Linear"),
         ("mamba", ("lora.targets=mlp",), "'mlp' matches no layer of this model; name some of its linear layers: "),
     ],
 )

@@ -79,7 +79,8 @@ def test_cards_without_a_group_and_cards_without_room_are_told(meta_model: nn.Mo
     assert small.time is None
     memory, cache = small.refusals
     assert "24.0 GiB are available" in memory
-    assert "and one sequence takes 1.27 GiB: raise rollout.memory_fraction, which is 0.45" in cache
+    assert "one sequence needs 1.27 GiB of KV cache, and the sampler has " in cache
+    assert "raise rollout.memory_fraction, which is 0.45" in cache
 
 
 def test_the_data_sheet_of_a_card_is_no_use_on_a_cpu(make_config: Any) -> None:

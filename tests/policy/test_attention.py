@@ -101,7 +101,7 @@ def test_auto_shares_prompts_on_a_cpu_if_samples_are_short() -> None:
 def test_a_model_with_other_attention_is_refused(tmp_path: object) -> None:
     MistralConfig(sliding_window=64).save_pretrained(str(tmp_path))
     config = load_config("quickstart.yaml", [f"model.name={tmp_path}", "learner.layout=shared_prompt"])
-    with pytest.raises(ConfigError, match="does not know the attention of a mistral model"):
+    with pytest.raises(ConfigError, match="does not support the attention layers of this mistral model"):
         layout_of(config, torch.device("cpu"))
 
 
@@ -139,6 +139,6 @@ def test_chunked_attention_cannot_be_packed(make_config: ConfigMaker) -> None:
 @pytest.mark.parametrize("kind", ["falcon", "opt", "falcon_h1", "gpt_oss", "jamba", "qwen3_next"])
 def test_other_families_are_refused_packing_in_one_line(kind: str, make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
-    with pytest.raises(ConfigError, match=rf"learner.layout packed puts samples end to end, and models of type {kind}"):
+    with pytest.raises(ConfigError, match=rf"attention of model type {kind} .*: give learner.layout=padded"):
         choose_layout(config, tiny_config(kind), "cpu")
     assert choose_layout(config, tiny_config("qwen2"), "cpu") == "packed"

@@ -192,7 +192,7 @@ def test_the_sampler_follows_the_whole_model(
     assert "policy/kl_base" not in learn_metrics(stats, 1e-3)
     # Old versions are deleted, except the best, and the sampler no longer holds the base model.
     assert publisher.store.versions() == [0, 2, 3]
-    with pytest.raises(AdapterError, match="the base model is gone"):
+    with pytest.raises(AdapterError, match="no longer holds the base model"):
         whole_model_engine.generate(prompts, SAMPLING, None, ["x"] * len(prompts))
 
     # The published version is an ordinary checkpoint of the same policy.

@@ -240,7 +240,7 @@ def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMake
     # auto uses shared prompts only on a CPU, whatever the length; if they are requested, rows have no padding.
     assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
     assert chosen("qwen3", "learner.layout=shared_prompt") == (PACKED_SHARED, NAME)
-    for kind, words in (("qwen3", "on CUDA is computed in bfloat16"), ("gemma2", "does not know the attention")):
+    for kind, words in (("qwen3", "on CUDA needs model.dtype bfloat16"), ("gemma2", "does not support the attention")):
         with pytest.raises(ConfigError, match=words):
             chosen(kind, "learner.layout=shared_prompt", "method=full", "model.dtype=float32")
 

@@ -81,7 +81,7 @@ def test_a_run_stands_for_its_best_version(hub: Hub, push: Push, run: Path) -> N
     AdapterStore(run / "adapters").point("best", 0)
     result = push(adapter="..")
     assert result.exit_code == 0, result.output
-    assert "its best version is taken, v000000" in result.output
+    assert "using its best version, v000000" in result.output
     assert set(hub.repos[REPO].tags) == {"v000000"}
 
 

@@ -134,7 +134,7 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     (folder / "run/evals/old.json").write_text("{}")
     release(run, folder)
     assert not (folder / "run/evals/old.json").exists()
-    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is no directory")):
+    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is not a directory")):
         with pytest.raises((ValueError, FileExistsError), match=f"^--output: .*{said}"):
             release(run, run / place)
     with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
@@ -160,7 +160,7 @@ def test_a_release_that_was_worked_on_is_kept_aside(
 def test_a_whole_model_is_no_adapter(run: Path) -> None:
     manifest = run / "adapters/v000003/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "kind": "full"}))
-    with pytest.raises(AdapterError, match="no adapter, as is needed here"):
+    with pytest.raises(AdapterError, match="and an adapter is needed here"):
         read_trained(manifest.parent, None)
 
 

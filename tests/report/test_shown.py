@@ -99,8 +99,8 @@ def _other_values(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "step000002.jsonl.gz cannot be read ("),
         (lambda path: path.write_bytes(b"no gzip"), "step000002.jsonl.gz cannot be read ("),
         (lambda path: path.write_bytes(gzip.compress(b"no JSON\n")), "step000002.jsonl.gz cannot be read ("),
-        (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
-        (_other_values, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
+        (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is not a completion)"),
+        (_other_values, "step000002.jsonl.gz cannot be read (line 1 is not a completion)"),
     ],
 )
 def test_a_step_of_damaged_completions_is_named_the_rest_shown(

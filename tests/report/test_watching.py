@@ -53,7 +53,7 @@ def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch
     result = CliRunner().invoke(command.app, [str(run), "--watch"])
     assert result.exit_code == 0, result.output
     assert looks == [10]
-    assert f"{run} stopped after step 2 of 9: --resume of its command goes on" in result.output
+    assert f"{run} stopped after step 2 of 9: continue with --resume" in result.output
     assert embedded_data((run / "report.html").read_text())["reload_s"] is None
 
 

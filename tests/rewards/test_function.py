@@ -125,7 +125,7 @@ def test_a_function_is_called_with_what_it_has_parameters_for(name: str, value: 
         ("inf", "returned -inf"),
         ("words", r"returned '0.5' \(str\): expected a number or None"),
         ("a_list", r"returned \[0.5\] \(list\)"),
-        ("no_list", r"returns a list with one value for each completion, and .* it returned 0.5 \(float\)"),
+        ("no_list", r"must return a list with one value for each completion; .* it returned 0.5 \(float\)"),
         ("long_list", r"for one completion it returned \[0.5, 0.5\]"),
         ("empty_list", r"it returned \[\]"),
         ("listed_words", r"returned '1' \(str\)"),
@@ -142,8 +142,14 @@ def test_only_a_finite_number_or_none_is_a_value(name: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("my_rewards:other_names", "it asks for text, gold; it is called by name with completion, reference, problem"),
-        ("my_rewards:other_columns", "it asks for labels; it is called by name with completions, prompts"),
+        (
+            "my_rewards:other_names",
+            "it asks for text, gold; by name it may take completion, reference, problem",
+        ),
+        (
+            "my_rewards:other_columns",
+            "it asks for labels; by name it may take completions, prompts",
+        ),
         ("my_rewards:no_arguments", "it takes no argument"),
         ("my_rewards:positional", "it asks for completion"),
         ("my_rewards:number", "number in .*my_rewards.py is a int, not a function"),
@@ -190,7 +196,7 @@ def test_a_file_in_place_of_a_module_is_refused_with_the_module(path: str) -> No
         ("my_rewards:raises", ["trial call of my_rewards:raises", "my_rewards.py", "in inner", "ValueError", "'five'"]),
         ("my_rewards:nan", ["a finite number or None"]),
         ("my_rewards:writes", ["my_rewards.py", "in writes", "File too large"]),
-        ("my_rewards:makes_a_file", ["can write no byte, to temporary files", "in makes_a_file", "File too large"]),
+        ("my_rewards:makes_a_file", ["cannot write, not even to temporary files", "in makes_a_file", "File too large"]),
         ("my_rewards:hoards", ["out of memory (rewards.memory_mib is 1,024)"]),
         ("my_tensors:hoards", ["out of memory (rewards.memory_mib is 1,024)", "my_tensors.py", "in hoards"]),
         ("my_rewards:endless", ["in endless", "RecursionError: maximum recursion depth exceeded"]),

@@ -42,11 +42,11 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
         store.publish(version, write_weights, {"rank": 1, "base_model": "m"})
     newest = meant_version(run)
     assert newest.directory == store.path_of(2)
-    assert newest.why == f"{run} is a run: its newest version is taken, v000002 (no evaluation says which is best)"
+    assert newest.why == f"{run} is a run: using its newest version, v000002 (no evaluation says which is best)"
     store.point("best", 1)
     best = meant_version(run)
     assert best.directory == store.path_of(1)
-    assert best.why == f"{run} is a run: its best version is taken, v000001 (the newest is {store.root / 'latest'})"
+    assert best.why == f"{run} is a run: using its best version, v000001 (the newest is {store.root / 'latest'})"
     store.point("best", 2)
     assert meant_version(run).why.endswith("v000002 (it is the newest too)")
     for name in ("v000000", "latest", "best"):
@@ -58,13 +58,13 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
     store.point("best", 1)
     store.delete(1)
     assert meant_version(run).directory == store.path_of(2)
-    gone = f"{store.root}/best names v000001, which is not there"
-    assert meant_version(run).why == f"{run} is a run: its newest version is taken, v000002 ({gone})"
+    gone = f"{store.root}/best points to v000001, which is missing"
+    assert meant_version(run).why == f"{run} is a run: using its newest version, v000002 ({gone})"
     with pytest.raises(AdapterError, match=f"^--adapter: {gone}; give another version, such as {store.path_of(2)}$"):
         meant_version(store.root / "best")
     store.delete(2)
     for given in (run, store.root / "latest"):
-        with pytest.raises(AdapterError, match=f"latest names v000002, which is not there; give .*{store.path_of(0)}$"):
+        with pytest.raises(AdapterError, match=f"latest points to v000002, which is missing; .*{store.path_of(0)}$"):
             meant_version(given)
     store.delete(0)
     with pytest.raises(AdapterError, match=r"no other version is there$"):
@@ -84,7 +84,7 @@ def test_a_run_that_was_copied_without_links_has_versions(left: str, store: Adap
         shutil.copytree(store.path_of(2), link)
     meant = meant_version(run)
     assert read_manifest(meant.directory)["version"] == 2
-    assert meant.why.startswith(f"{run} is a run: its newest version is taken, ")
+    assert meant.why.startswith(f"{run} is a run: using its newest version, ")
     assert store.pointed("latest") == (2 if left == "the version itself" else None)
     store.publish(3, write_weights, {"rank": 1})
     assert (link.readlink(), store.versions()) == (Path("v000003"), [0, 1, 2, 3])
@@ -105,11 +105,11 @@ def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:
     ("damage", "words"),
     [
         (lambda path: (path / "weights.bin").write_bytes(b"weightz"), "sha256 differs"),
-        (lambda path: (path / "weights.bin").unlink(), "not there"),
+        (lambda path: (path / "weights.bin").unlink(), "is missing"),
         (lambda path: (path / MANIFEST).unlink(), "never published"),
         (lambda path: (path / MANIFEST).write_text("{"), "damaged"),
-        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"../x": "0"}})), "not there"),
-        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"..": "0"}})), "not there"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"../x": "0"}})), "is missing"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"..": "0"}})), "is missing"),
         (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 2, "files": {}})), "reads format 1"),
         (lambda path: (path / MANIFEST).write_text("[" * 100_000), "damaged"),
         (lambda path: (path / MANIFEST).write_text('{"format": 1, "files": {"x": "0", "x": "1"}}'), "key 'x' twice"),

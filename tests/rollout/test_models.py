@@ -43,7 +43,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": [1]}, "list"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"model_type": "qwen99"}, "qwen99"),
-    ({"model_type": "t5"}, "is an encoder with a decoder beside it"),
+    ({"model_type": "t5"}, "is an encoder-decoder"),
     ({"model_type": "gemma3n"}, "timm"),
 ]
 
@@ -77,11 +77,11 @@ UP = "model.layers.1.mlp.up_proj.weight"
 Stored = dict[str, Tensor]
 # What a weights file may hold instead of the embedded model's own weights, and what the message says.
 OTHERS: dict[str, tuple[Callable[[Stored], Stored], str]] = {
-    "wrapped": (lambda own: {f"module.{name}": value for name, value in own.items()}, "hold 47 of the weights"),
-    "not_whole": (lambda own: {name: value for name, value in own.items() if name != UP}, rf"hold 1 of .* \({UP}\)"),
+    "wrapped": (lambda own: {f"module.{name}": value for name, value in own.items()}, "lack 47 of the weights"),
+    "not_whole": (lambda own: {name: value for name, value in own.items() if name != UP}, rf"lack 1 of .* \({UP}\)"),
     "wider": (
         lambda own: own | {UP: own[UP].repeat(2, 1)},
-        r"hold .*_proj.weight, \[1024, 192\] there and \[512, 192\] by",
+        r"lack .*_proj.weight, \[1024, 192\] there and \[512, 192\] by",
     ),
 }
 
@@ -93,7 +93,7 @@ def test_no_weight_is_drawn_at_random(others: Callable[[Stored], Stored], words:
     shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
     save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=f"^model.name: .*: its files do not {words}"):
+    with pytest.raises(ValueError, match=f"^model.name: .*: its files {words}"):
         load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
 
 

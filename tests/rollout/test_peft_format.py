@@ -142,7 +142,7 @@ MORE: dict[str, tuple[dict[str, Any], Callable[[Path], Any] | None, str]] = {
     "the embedding": ({"target_modules": ["embed_tokens"]}, None, "embed_tokens"),
     "a pickle": ({}, _pickled, "adapter_model.bin is a pickle"),
     "half a file": ({}, _halved, "adapter_model.safetensors is damaged"),
-    "one factor": ({}, _one_factor, "has one factor and not the other"),
+    "one factor": ({}, _one_factor, "has only one of the factors A and B"),
     "another rank": ({}, lambda path: change(path, r=8), "has factors of rank 2 and 2, and adapter_config.json says 8"),
     "no finite number": ({}, lambda path: change(path, lora_alpha=float("nan")), "lora_alpha is nan"),
     "no pattern": (
@@ -187,7 +187,7 @@ def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., P
     check_start(config.model, config.lora, 0)
     for trained_on, said in (
         ("/cache/models--me--other/snapshots/embedded", "is an adapter of"),
-        (None, "names no"),
+        (None, "does not name its base model"),
     ):
         change(directory, base_model_name_or_path=trained_on)
         with pytest.raises(AdapterError, match=said):
@@ -196,5 +196,5 @@ def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., P
 
 def test_layers_without_an_adapter_are_said_with_a_number(made: Callable[..., Path]) -> None:
     config = load_config("quickstart.yaml", [*START, f"lora.start_from={made(layers_to_transform=[0, 1])}"])
-    with pytest.raises(AdapterError, match=r"touches other layers than lora.targets: it lacks 8 of them"):
+    with pytest.raises(AdapterError, match=r"does not adapt the layers of lora.targets: it lacks 8 \(such as "):
         check_start(config.model, config.lora, 0)

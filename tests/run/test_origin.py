@@ -54,12 +54,12 @@ def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     assert check_output(config, resume=True) == []
     reward.write_text("def score(completion): return 2.0\n")
     (told,) = check_output(config, resume=True)
-    assert told.startswith(f"warning: rewards.function: {reward} has changed since the run was last at work: ")
+    assert told.startswith(f"warning: rewards.function: {reward} has changed since the run last trained: ")
     records.open(1)
     assert check_output(config, resume=True) == []
     weights = base / "model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
-    with pytest.raises(ConfigError, match=r"^model.name \(.*base\) has other weights than when the run in .*run was"):
+    with pytest.raises(ConfigError, match=r"^model.name \(.*base\): its weights have changed since the run in .*run "):
         check_output(config, resume=True)
     assert read_starts(run)[0].pop("inputs").keys() == {"model.name", "rewards.function"}
 

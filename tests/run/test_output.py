@@ -57,7 +57,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", none_here)
-    told = rf"^output_dir: {tmp_path}/\S+/.lock cannot be locked \(Function not implemented\): .* on a file system that"
+    told = rf"^output_dir: {tmp_path}/\S+/.lock cannot be locked \(Function not implemented\): .* on a file system with"
     for place in (sole_writer(config_in(tmp_path / "run"), overwrite=False), sole_user(tmp_path / "sweep")):
         with pytest.raises(ConfigError, match=told), place:
             raise AssertionError("it went on")
@@ -84,8 +84,8 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
         ("run/adapters", "is in .*/run/adapters, which the run in .*/run writes, and removes"),
         ("run/checkpoints/step000002/mine", "is in .*/run/checkpoints, which the run in"),
         ("/", "is the root of the file system"),
-        ("$HOME/mine", r"would be made with the name '\$HOME', which a shell fills in"),
-        ("runs/*", r"would be made with the name '\*', which"),
+        ("$HOME/mine", r"contains '\$HOME', a shell pattern or variable"),
+        ("runs/*", r"contains '\*', a shell pattern"),
     ],
 )
 def test_no_run_begins_where_it_would_be_lost(
@@ -109,7 +109,7 @@ def test_a_run_is_not_moved_aside_from_a_mount_point(tmp_path: Path, monkeypatch
         lambda: dry_output(config_in(run), Beginning(overwrite=True)),
         lambda: sole_writer(config_in(run), overwrite=True).__enter__(),
     ):
-        with pytest.raises(ConfigError, match=f"^output_dir: {run} is a mount point, and --overwrite moves"):
+        with pytest.raises(ConfigError, match=f"^output_dir: {run} is a mount point, so --overwrite cannot"):
             refused()
     assert contents(run) == before | {".lock": b""}
     check_place(config_in(run), resume=True, overwrite=False)
@@ -220,7 +220,7 @@ def test_locks_that_other_machines_take_too_are_told(
     with sole_writer(config_in(tmp_path / "run"), overwrite=False, say=told.append):
         pass
     kind = mount.split()[0]
-    expected = f"warning: output_dir: {place}/run is on {kind} ({options}), whose locks hold on one machine alone: "
+    expected = f"warning: output_dir: {place}/run is on {kind} ({options}), whose locks hold only within one machine: "
     assert [line.startswith(expected) for line in told] == ([True] if options else [])
 
 
@@ -297,11 +297,11 @@ def test_a_directory_without_our_mark_is_not_touched(
     (run / "thesis.txt").write_text("mine\n")
     before = contents(run)
     with (
-        pytest.raises(ConfigError, match=rf"holds {name} and is not marked as a run.*nothing in it is touched"),
+        pytest.raises(ConfigError, match=rf"holds {name} but is not known to be a run.*nothing in it was touched"),
         sole_writer(config, overwrite=overwrite),
     ):
         check_output(config, resume=False)
-    with pytest.raises(ConfigError, match="is not marked as a run"):
+    with pytest.raises(ConfigError, match="is not known to be a run"):
         dry_output(config, Beginning(overwrite=overwrite))
     assert contents(run) == before
 

@@ -44,7 +44,7 @@ def test_without_a_mark_to_set_back_the_end_of_the_phase_counts(
         with peaks.peak_gib("learn"):
             pass
     assert peaks.gib["learn"] == pytest.approx(psutil.Process().memory_info().rss / GIB, abs=0.02)
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("is not writable") == 1
 
 
 def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) -> None:

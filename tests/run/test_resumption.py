@@ -107,7 +107,7 @@ def test_what_no_number_depends_on_may_change_and_is_noted(override: str, tmp_pa
 def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path), steps=1)
     _, told = check_output(config_in(tmp_path, override), resume=True)
-    assert told.startswith(f"{override.partition('=')[0]}: from here on the run is the same to rounding")
+    assert told.startswith(f"{override.partition('=')[0]}: from here on the run equals an uninterrupted one")
 
 
 def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path, "rollout.placement=ray"), steps=1)
     changed = config_in(tmp_path, "rollout.placement=ray", "rollout.prompts_per_piece=4")
     _, told = check_output(changed, resume=True)
-    assert told.startswith("rollout.prompts_per_piece: from here on the run is the same to rounding")
+    assert told.startswith("rollout.prompts_per_piece: from here on the run equals an uninterrupted one")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path)
 
 def test_a_rate_by_rule_that_a_longer_run_changes_is_told(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path))
-    with pytest.raises(ConfigError, match=r"optim\.lr=auto goes by train\.steps"):
+    with pytest.raises(ConfigError, match=r"optim\.lr=auto depends on train\.steps"):
         check_output(config_in(tmp_path, "train.steps=50", "optim.lr=0.5"), resume=True)
 
 

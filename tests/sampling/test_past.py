@@ -118,13 +118,13 @@ def test_what_was_learned_since_is_no_gap(make_learner: Callable[..., Learner], 
     assert found.logprob_max < 1e-4
     assert found.kl < LOGPROB_SQUARED
     assert gap_of_versions(past, new, ref(1), LIMITS) is None  # the step itself checks these, on every token
-    with pytest.raises(SamplerGapError, match=r"completions of policy-v000000, against policy-v000000 as it was"):
+    with pytest.raises(SamplerGapError, match=r"the sampler disagrees with policy-v000000, the version that"):
         gap_of_versions(past, [*off, *new], ref(1), LIMITS)
     # A worker that serves the old adapter under the new name, and one that serves the new one under the old name.
     for groups, name in ((old, ref(1)), (new, ref(0))):
         liars = [of_version(group, name) for group in groups]
         honest = old if name.version else new
-        with pytest.raises(SamplerGapError, match=f"completions of {name.key}"):
+        with pytest.raises(SamplerGapError, match=f"the sampler disagrees with {name.key}, "):
             gap_of_versions(past, [*liars, *(honest if name.version else [])], ref(1), LIMITS)
 
 

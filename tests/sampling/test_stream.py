@@ -268,7 +268,7 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: in
         (["train.max_problems_per_step=63"], ["max_problems_per_step is 63", "problems_per_step (64)"]),
         (["rollout.placement=ray", "rollout.workers=max"], ["rollout.workers is max", "in rollout.address"]),
         (["rollout.placement=slurm"], ["'inprocess'", "'ray'"]),
-        (["rollout.leg_tokens=8"], ["rollout.leg_tokens is 8", "rollout.max_staleness is 2 or more", "not 0"]),
+        (["rollout.leg_tokens=8"], ["rollout.leg_tokens is 8", "rollout.max_staleness 2 or more", "not 0"]),
         (["rollout.placement=ray", "rollout.max_staleness=1", "rollout.leg_tokens=8"], ["not 1"]),
         ([*SEGMENTS, "rollout.leg_tokens=72"], ["rollout.leg_tokens is 72", "sampling.max_tokens (72)"]),
         ([*SEGMENTS, "rollout.leg_tokens=0"], ["rollout.leg_tokens", "1"]),

@@ -54,7 +54,7 @@ def learned(example: Example) -> list[list[int]]:
 
 
 SETTING = {"role": "system", "content": "+"}
-UNWANTED_ROW = "label is false: an answer that is not wanted"
+UNWANTED_ROW = "label is false: an undesirable answer"
 UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
 
 
@@ -103,7 +103,7 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
         ({"messages": []}, "does not end with the assistant's turn"),
         ({"messages": list(said("1+1", "2", "3"))}, "does not end with the assistant's turn"),
         ({"messages": [{"role": "assistant", "content": "2"}]}, "does not begin with a question"),
-        ({"messages": [{"role": "tool", "content": "2"}]}, "a turn of the role 'tool'"),
+        ({"messages": [{"role": "tool", "content": "2"}]}, "a turn has the unknown role 'tool'"),
         ({"messages": [{"role": "user", "content": None}]}, "a turn without text"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(tokenizer: Any) -> None:
     assert [tokenizer.decode(ids) for ids in learned(example)] == ["5<end>"]
     assert "2" in tokenizer.decode(example.input_ids)
     for prompt in (SftPromptConfig(), SftPromptConfig(template="plain")):
-        with pytest.raises(UnusableConversationError, match="no turn that is to be learned"):
+        with pytest.raises(UnusableConversationError, match="every assistant turn has weight 0"):
             ExampleRenderer(tokenizer, prompt).example(Conversation(id="", messages=(first, UNWANTED)))
 
 
@@ -305,7 +305,7 @@ def test_what_is_dropped_is_counted_with_a_place_to_look(tmp_path: Path, tokeniz
     assert "dropped 1: not JSON (for one, rows.jsonl:2)" in found.describe()
     with pytest.raises(ValueError, match=r"left nothing to learn from: 0 examples"):
         load_examples(config_of(**{**data, "max_tokens": 2}), tokenizer)
-    with pytest.raises(ValueError, match=r"0 examples, 1 to test on.*; data.test_size \(128\) may be fewer"):
+    with pytest.raises(ValueError, match=r"0 examples, 1 to test on.*; lower data.test_size \(128\)"):
         load_examples(config_of(**{**data, "test_size": 128}), tokenizer)
     several = config_of(source="jsonl", path=write(tmp_path / "four.jsonl", [{"messages": said("1", "2", "3", "4")}]))
     several = several.model_copy(update={"prompt": SftPromptConfig(template="plain")})

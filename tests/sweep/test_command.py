@@ -79,7 +79,7 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     [
         (("--retry-failed", "--dry-run"), "a summary.json holds: leave out --retry-failed, --dry-run"),
         (("jobs=2", "other/summary.json"), "a summary.json holds: leave out jobs=2, other/summary.json"),
-        ((), "gone.json is not there, no summary of a sweep"),
+        ((), "--redraw: gone.json does not exist"),
     ],
     ids=["options", "settings", "missing"],
 )
@@ -92,7 +92,7 @@ def test_what_cannot_be_redrawn_is_told_in_a_line(arguments: tuple[str, ...], to
 def test_a_sweep_s_directory_is_not_its_summary(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["--redraw", str(tmp_path)])
     assert answer.exit_code == 2
-    assert f"{tmp_path} is a directory, no summary of a sweep: give {tmp_path}/summary.json" in answer.stderr
+    assert f"--redraw: {tmp_path} is a directory: give {tmp_path}/summary.json" in answer.stderr
 
 
 def test_a_report_is_written_now_and_then_and_at_the_end(
@@ -120,5 +120,5 @@ def test_a_sweep_that_nobody_runs_is_not_watched_for_ever(begun: bool, make_swee
         results.add(result_of_cell(due_cells(config, {})[0], status="done"))
         (config.output / ".lock").touch()
     answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "--watch"])
-    told = f"error: output_dir: {config.output} has no sweep at work on it here, and {6 - begun} cells are left: the "
-    assert (answer.exit_code, answer.stderr) == (2, f"{told}command without --watch runs them\n")
+    told = f"error: output_dir: no sweep is running in {config.output} on this machine, and {6 - begun} cells are left"
+    assert (answer.exit_code, answer.stderr) == (2, f"{told}: run the command without --watch\n")

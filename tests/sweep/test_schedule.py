@@ -59,10 +59,10 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     ("here", "needed", "told", "hands"),
     [
         (("4", "GPU-5", "6"), 1, "", {"4", "GPU-5"}),
-        (("0",), 1, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {"0"}),
-        (("0", "1", "2"), 2, "jobs is 2, and there is room on 3 card(s) for 1 at a time", {"0,1"}),
+        (("0",), 1, "jobs is 2, but 1 card(s) have room for only 1 at a time", {"0"}),
+        (("0", "1", "2"), 2, "jobs is 2, but 3 card(s) have room for only 1 at a time", {"0,1"}),
         # A run that lacks cards says so itself.
-        (("0",), 2, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {None}),
+        (("0",), 2, "jobs is 2, but 1 card(s) have room for only 1 at a time", {None}),
         ((), 1, "", {None}),
     ],
 )
@@ -230,6 +230,6 @@ def test_a_cell_whose_beginning_cannot_be_read_is_named(content: str, make_sweep
     begun.parent.mkdir(parents=True)
     begun.write_text(content)
     (config.output / MARKER).touch()
-    with pytest.raises(ConfigError, match=rf"cell.json does not say .*: remove {begun.parent}, and the cell begins"):
+    with pytest.raises(ConfigError, match=rf"cell.json does not record .*: remove {begun.parent} to run"):
         run(config)
     assert begun.read_text() == content

@@ -262,8 +262,8 @@ def test_curves_keep_their_ends_and_scores_their_definition() -> None:
     assert score(at=3)[0] == pytest.approx((0.9 + 0.5 + 0.7) / 3)
     lines.insert(3, {"step": 2, "s": math.nan})
     assert score(at="last") == (0.7, 0.9)
-    with pytest.raises(ValueError, match="s is no number in one of the last 2 evaluations"):
+    with pytest.raises(ValueError, match="s is infinite or NaN in one of the last 2 evaluations"):
         score(at=2)
     lines.append({"step": 4, "s": math.nan})
-    with pytest.raises(ValueError, match="s ends as nan"):
+    with pytest.raises(ValueError, match="the last value of s is nan"):
         score(at="best")

@@ -98,7 +98,7 @@ def test_supervised_training_refuses_it_as_early(here: Path, monkeypatch: pytest
 def test_merging_a_whole_model_is_refused_before_loading(here: Path) -> None:
     given = ["--config", "sft_jsonl.yaml", "model.name=embedded", "data.path=a.jsonl", "method=full", "--merge"]
     ended = CliRunner().invoke(sft, given)
-    assert (ended.exit_code, "--merge is for method lora" in ended.output) == (2, True), ended.output
+    assert (ended.exit_code, "--merge works only with method=lora" in ended.output) == (2, True), ended.output
     assert "torch" not in ended.output
 
 
@@ -175,8 +175,8 @@ def test_few_problems_and_repeated_ones_are_said_with_numbers(
     (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dry_run(make_config(*SMALL, "data.source=jsonl", "data.path=mine.jsonl"), ranks, ANEW)
     output = " ".join(capsys.readouterr().out.split())
-    assert "warning: 3 different problems of 12: the others repeat them" in output
-    assert "places for 4 problems, and there are 3 different ones: each is sampled 1.3 times in a step" in output
+    assert "warning: only 3 of 12 problems are different" in output
+    assert "a step takes 4 problems, and only 3 are different: each is sampled 1.3 times in a step" in output
 
 
 @pytest.mark.engine
@@ -221,7 +221,7 @@ def test_more_than_a_tenth_of_failures_stops_a_run(
 def test_a_start_from_a_version_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "best").symlink_to("v000001")
     config = load_config("quickstart.yaml", [f"lora.start_from={tmp_path / 'best'}"])
-    with pytest.raises(ConfigError, match=r"^lora.start_from: .*/best names v000001, which is not there; no other"):
+    with pytest.raises(ConfigError, match=r"^lora.start_from: .*/best points to v000001, which is missing; no other"):
         check_parts(config)
 
 

@@ -63,8 +63,8 @@ def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], 
         x_NI = torch.cat(seen[path])[:EVA_TOKENS].double()
         if len(a_RI) > min(x_NI.shape):
             raise ConfigError(
-                f"lora.init eva finds {min(x_NI.shape)} directions in {len(x_NI)} tokens at {path}, and lora.rank is "
-                f"{len(a_RI)}: lower it, or use lora.init=default"
+                f"lora.rank is {len(a_RI)}, and lora.init eva finds only {min(x_NI.shape)} directions at {path}, in "
+                f"{len(x_NI)} tokens: lower lora.rank, or use lora.init=default"
             )
         a_RI.copy_(leading_directions(x_NI, len(a_RI)))
 
@@ -125,8 +125,8 @@ def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -
     trained_on = str(manifest.get("base_model") or peft_config.get("base_model_name_or_path") or "")
     if not trained_on:
         raise AdapterError(
-            f"lora.start_from: {directory} names no model that it is of: write it into {PEFT_CONFIG}, as "
-            "base_model_name_or_path"
+            f"lora.start_from: {directory} does not name its base model: set base_model_name_or_path in "
+            f"{directory / PEFT_CONFIG}"
         )
     if model_title(trained_on) != model_title(base_model):
         raise AdapterError(
@@ -153,15 +153,15 @@ def copy_adapter(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
     missing, left = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
     if missing or left:
         raise AdapterError(
-            f"lora.start_from: {source} touches other layers than lora.targets: "
-            f"it lacks {len(missing)} of them{f', {missing[0]} for one' if missing else ''}, and has {len(left)} "
-            f"more{f', {left[0]} for one' if left else ''}"
+            f"lora.start_from: {source} does not adapt the layers of lora.targets: "
+            f"it lacks {len(missing)}{f' (such as {missing[0]})' if missing else ''} and has {len(left)} "
+            f"more{f' (such as {left[0]})' if left else ''}; set lora.targets to the adapter's"
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise AdapterError(
                 f"lora.start_from: {name} is {tuple(tensors[name].shape)} in {source} and {tuple(parameter.shape)} "
-                "here: another lora.rank, or another model"
+                "here: set lora.rank and model.name to the adapter's"
             )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -118,8 +118,8 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     if not layers:
         kind = model.config.model_type  # type: ignore[union-attr]
         raise ValueError(
-            f"lora.targets: a model of type {kind} has no linear layers here (GPT-2's are of a class of its own), and "
-            "nothing of it can be adapted or counted: give another model"
+            f"lora.targets: model type {kind} has no layers of class nn.Linear (GPT-2 has a class of its own), so "
+            "nothing in it can be adapted or counted: use another model"
         )
     if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
         preset = targets.removesuffix(HEAD)
@@ -148,8 +148,8 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     matched = {path: layer for path, layer in layers.items() if any(_is_named(path, target) for target in wanted)}
     if refused := [path for path in matched if _refused_by_peft(model, path)]:
         raise ValueError(
-            f"lora.targets: PEFT adapts no layer like {refused[0]} in a model of type "
-            f"{model.config.model_type}, whose kernels read its weight past the layer: leave it out"  # type: ignore[union-attr]
+            f"lora.targets: PEFT cannot adapt {refused[0]} in model type {model.config.model_type}, "  # type: ignore[union-attr]
+            "whose kernels use the layer's weight without calling the layer: leave it out"
         )
     return matched
 

@@ -32,12 +32,12 @@ def changed_inputs(config: Config | SftConfig, began_with: Mapping[str, str]) ->
     changed = [key for key in now if began_with.get(key, now[key]) != now[key]]
     if MODEL in changed:
         raise ConfigError(
-            f"model.name ({config.model.name}) has other weights than when the run in {config.output_dir} was last at "
-            "work, which trained a change of those. Bring them back, or give another output_dir"
+            f"model.name ({config.model.name}): its weights have changed since the run in {config.output_dir} last "
+            "trained, and what it trained belongs to the old ones. Restore them, or give another output_dir"
         )
     return [
-        f"warning: rewards.function: {reward_source(config)} has changed since the run was last at work: from here on "
-        "its rewards may mean something else"
+        f"warning: rewards.function: {reward_source(config)} has changed since the run last trained: rewards before "
+        "and after may not be comparable"
         for key in changed
         if key == REWARD
     ]

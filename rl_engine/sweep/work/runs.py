@@ -46,7 +46,10 @@ def sole_user(output: Path) -> Iterator[int]:
         deadline = time.monotonic() + LOCK_WAIT_S
         while not takes_lock(file):
             if time.monotonic() > deadline:
-                raise ConfigError(f"output_dir: another sweep, or a run that one left, is at work in {output}")
+                raise ConfigError(
+                    f"output_dir: another sweep, or a run left over from one, is still running in {output}: wait for "
+                    "it or stop it"
+                )
             time.sleep(0.2)
         yield file.fileno()
 
@@ -137,7 +140,7 @@ def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
     elif run.overdue:
         status, error = "timeout", f"stopped after {run.seconds:.0f} s, at {reached}"
     elif code == 0:
-        error = f"it ended well, but at {reached}"
+        error = f"exit code 0, but it ended at {reached}"
     else:
         error = f"exit code {code}\n{tail(run.log)}"
     cell = run.cell

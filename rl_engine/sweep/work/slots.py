@@ -79,15 +79,15 @@ class WorkSlots:
     def _learn_from(self, ended: Together) -> None:
         """Make suspect cells of an ended shared process run alone, which shows which of them is at fault."""
         if ended.overdue:
-            self._part(ended.overdue, "past the time limit with its share of a process")
+            self._part(ended.overdue, "it passed the time limit while sharing a process")
         if ended.refused:
             self._part(ended.suspects, f"they could not begin together: {last_line(ended.refused)} ({ended.log})")
         elif ended.suspects:
             self._deaths.update(cell.name for cell in ended.suspects)
             names = ", ".join(cell.name for cell in ended.suspects)
-            self.say(f"a process of several cells ended before its time ({ended.log}); at work were {names}")
+            self.say(f"a process shared by several cells died ({ended.log}) while running {names}")
             often = [cell for cell in ended.suspects if self._deaths[cell.name] >= MOST_DEATHS]
-            self._part(often, "its process ended so twice")
+            self._part(often, "its shared process died twice")
 
     def _part(self, cells: Sequence[Cell], why: str) -> None:
         self._alone.update(cell.name for cell in cells)

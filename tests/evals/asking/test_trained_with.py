@@ -90,9 +90,9 @@ def test_what_is_given_wins_and_is_warned_of(tmp_path: Path, tokenizer: Any) -> 
     other = trained.asked("plain", None, "")
     assert (other.template, other.system, other.instruction) == ("plain", None, None)
     assert overridden(trained, other) == [
-        "asked otherwise than in training: prompt.instruction was 'Think.' and is None",
-        "asked otherwise than in training: prompt.system was 'Be brief.' and is None",
-        "asked otherwise than in training: prompt.template was 'chat' and is 'plain'",
+        "prompted differently from training: prompt.instruction was 'Think.' and is None",
+        "prompted differently from training: prompt.system was 'Be brief.' and is None",
+        "prompted differently from training: prompt.template was 'chat' and is 'plain'",
     ]
     framed = prepare_suite(options(frame=FRAME), find_suite("held_out"), tokenizer, 256, trained)
     assert framed.prompts[0].text.endswith("\nThink.\nA:")
@@ -156,7 +156,7 @@ def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None
     assert trained is not None
     assert trained.prompt.instruction == "Be brief."
     (line,) = model_overridden(str(model), trained)
-    assert line.startswith("--model is asked as the adapter, and otherwise than in its own training: ")
+    assert line.startswith("--model is prompted like the adapter, not as in its own training: ")
     assert "'Think.' and is 'Be brief.'" in line
     assert model_overridden(str(model), trained_with(model) or trained) == []
     assert model_overridden("embedded", trained) == []

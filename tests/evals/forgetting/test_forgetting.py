@@ -188,4 +188,4 @@ def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
     store.point("best", 1)
     (ref,) = find_adapters([f"mine={tmp_path / 'run'}"], console)
     assert (ref.key, ref.path) == ("mine-v000001", store.path_of(1))
-    assert "its best version is taken, v000001" in console.export_text()
+    assert "using its best version, v000001" in console.export_text()

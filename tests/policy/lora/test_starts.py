@@ -172,7 +172,7 @@ def test_a_run_starts_from_an_adapter(
         (["lora.rank=1", "lora.alpha=16"], r"is \(2, 192\) in .* and \(1, 192\) here"),
         (["lora.rank=2", "lora.alpha=8"], r"scaled by 16 \(rank 2\), and here by 4: set lora.rank, lora.alpha"),
         (["lora.rank=2", "lora.alpha_pattern={up_proj: 8}"], r"0\.mlp\.up_proj in .* by 16 \(rank 2\), and here by 4"),
-        (["lora.rank=2", "lora.targets=mlp"], r"touches other layers.* has 32 more"),
+        (["lora.rank=2", "lora.targets=mlp"], r"does not adapt the layers of lora.targets: .* has 32 more"),
     ):
         with pytest.raises(AdapterError, match=message):
             learner_of(make_config(f"lora.start_from={ref.path}", *overrides), ranks)

@@ -110,7 +110,7 @@ def test_what_hides_the_cards_is_named(old_driver: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"sees no card: python -c 'import torch; torch\.cuda\.init\(\)' says why"):
         check_cards()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is '', which shows it none of them"):
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is '', which hides every card"):
         check_cards()
 
 
@@ -156,7 +156,7 @@ def test_an_old_card_computes_in_float32_alone(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(ValueError, match=r"^--dtype is bfloat16, and Tesla T4 .* \(compute capability 7\.5, .* 8\.0\)"):
+    with pytest.raises(ValueError, match=r"^--dtype is .*, which Tesla T4 .* \(compute capability 7\.5; .* 8\.0\)"):
         serving_precision("auto", "org/model", adapter=True)
     assert serving_precision("float32", "org/model", adapter=False) == "float32"
 
@@ -176,7 +176,7 @@ def test_a_process_without_a_card_of_its_own_says_so(one_card: None, monkeypatch
     monkeypatch.setenv("LOCAL_RANK", "0")
     check_cards()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ValueError, match="LOCAL_RANK is 1, and CUDA shows this process 1 of the cards"):
+    with pytest.raises(ValueError, match="LOCAL_RANK is 1, and CUDA shows this process 1 card\\(s\\)"):
         check_cards()
 
 
@@ -189,7 +189,7 @@ def test_a_card_is_named_so_that_the_sampler_finds_it(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", known)
         check_cards()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
-    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES names a card '.*', and vLLM knows it by"):
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES names a card '.*', and vLLM accepts"):
         check_cards()
 
 

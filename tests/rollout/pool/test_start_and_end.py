@@ -104,7 +104,7 @@ def test_ray_that_does_not_start_or_take_us_is_told_in_a_line(said: Exception, m
     assert "rollout.placement=inprocess" in str(started.value)
     with pytest.raises(PoolError) as joined:
         join_ray("head:6379")
-    refused = "rollout.address is head:6379, and no Ray cluster there takes this process"
+    refused = "rollout.address is head:6379, and the Ray cluster there did not accept this process"
     assert str(joined.value).startswith(f"{refused}: {words}")
     assert "RAY_AUTH_MODE=token" in str(joined.value)
     assert "\n" not in f"{started.value}{joined.value}"

@@ -163,7 +163,7 @@ def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> Non
     assert [p.text for p in loaded.problems] == ["0", "3"]
     assert loaded.dropped == {
         "level outside data.level (2 to 2.5)": 1,
-        "no number in its level (data.columns.level), and data.level is given": 1,
+        "its level (data.columns.level) has no number, and data.level is given": 1,
     }
     rates = [{"problem": f"{n}", "answer": "1", "rate": n / 4} for n in range(5)]
     path = write_jsonl(tmp_path / "rates.jsonl", rates)
@@ -243,7 +243,7 @@ def test_problems_whose_chat_began_before_them_are_counted(
     chats = [[user], [user, model], [user, model, user], [model, user], [{"role": "system", "content": "3"}, user]]
     config = config_of(write_jsonl(tmp_path / "rows.jsonl", [{"problem": chat, "answer": "2"} for chat in chats]))
     data = prepare(config, renderer, grader, ranks)
-    told = "2 problems come after other turns of a chat, and only the last turn of the user is asked (for one, "
+    told = "2 problems come after other turns of a chat, and only the user's last turn is asked (for one, "
     assert sum(told in note for note in data.repetitions(1)) == 1
     assert [prompt.problem.continues for prompt in data.prompts] == [False, False, True, True, False]
 
@@ -309,7 +309,7 @@ def test_hostile_rows_cost_neither_the_run_nor_its_time(
     assert [prompt.problem.id for prompt in data.prompts] == ["good", "odd"]
     assert data.examples == {
         "not JSON": "rows.jsonl:4",
-        "not text: half of a surrogate pair": "rows.jsonl:5",
+        "not valid text: it contains half of a surrogate pair": "rows.jsonl:5",
         "id seen before": "rows.jsonl:7",
         "prompt over data.max_prompt_tokens (20)": "problem of 10 MB",
         "reference does not grade correct against itself (unparseable)": "answer of 10 MB",

@@ -49,10 +49,8 @@ def test_a_turn_that_ends_no_completion_is_told(tokenizer: Any, tmp_path: Path) 
     renderer, end = Renderer(tokenizer, PromptConfig()), tokenizer.eos_token_id
     found = renderer.endless_turn({tokenizer.pad_token_id}, ())
     assert found is not None
-    assert found.startswith(
-        "the chat template ends a turn with '<end>', and completions of this model (a base model?) "
-    )
-    assert found.endswith(" end with '<pad>' alone: they may go on behind the answer")
+    assert found.startswith("the chat template ends a turn with '<end>', and this model (a base model?) ")
+    assert found.endswith(" stops only at '<pad>': completions may run past the answer")
     assert renderer.endless_turn({end}, ()) is None
     assert renderer.endless_turn(set(), ("<end>",)) is None
     assert Renderer(tokenizer, PromptConfig(template="plain")).endless_turn(set(), ()) is None
@@ -172,7 +170,7 @@ def test_the_date_in_a_prompt_is_the_same_on_every_day(tokenizer: Any) -> None:
         ),
         ("no system", {"system": "Be brief."}, r"prompt.system: .* refuses .*System role not supported.* out"),
         ("deaf", {"system": "Be brief."}, r"prompt.system: .* leaves the system message out"),
-        ("parts", {}, "does not hold the problem .* prompt.frame"),
+        ("parts", {}, "drops the problem's text .* prompt.frame"),
     ],
 )
 def test_a_template_that_cannot_hold_what_is_asked_is_refused(
@@ -186,7 +184,7 @@ def test_a_template_that_cannot_hold_what_is_asked_is_refused(
 
 def test_a_prompt_that_lost_part_of_its_problem_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATS["cut"]
-    with pytest.raises(ValueError, match=r"problem p: .* does not hold it"):
+    with pytest.raises(ValueError, match=r"problem p: .* drops part of its text"):
         Renderer(tokenizer, PromptConfig(instruction=None)).render(PROBLEM)
 
 

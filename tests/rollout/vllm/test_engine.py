@@ -259,7 +259,7 @@ def test_an_adapter_of_which_vllm_leaves_out_a_layer_is_refused(
     path, taken = "model.layers.1.mlp.down_proj", {}
     vllm_engine._llm.apply_model(lambda model: taken.update({path: model.lora_manager.modules.pop(path)}))
     try:
-        with pytest.raises(AdapterError, match=rf"adapts {path}, of which .* takes no adapter \(1 of its layers"):
+        with pytest.raises(AdapterError, match=rf"adapts {path}, for which .* supports no adapter \(1 such"):
             vllm_engine.load_adapter(replace(ref, name="left_out"))
     finally:
         vllm_engine._llm.apply_model(lambda model: model.lora_manager.modules.update(taken))
