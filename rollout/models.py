@@ -44,9 +44,14 @@ PLACES, PLACE_BYTES = 64, 1 << 12
 
 def weights_in(directory: Path) -> str | None:
     """A digest of the weights in a model's directory, of places all over them: `adapters/latest` of a run names another
-    model an hour later, and a trainer writes where it wrote before. None where there are none, as for a hub id."""
+    model an hour later, and a trainer writes where it wrote before. None where there are none, as for a hub id.
+
+    Only of the files that are loaded: a copy in Mistral's own format beside them may be removed to save space.
+    """
     digest = hashlib.sha256()
-    files = sorted(directory.glob("*.safetensors"))
+    index = directory / INDICES[0]
+    loaded = _named_in(index, "weights") if index.is_file() else {SINGLE}
+    files = sorted(path for path in directory.glob("*.safetensors") if path.name in loaded)
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
