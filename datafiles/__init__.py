@@ -1,1 +1,1 @@
-"""A file or directory that people have → rows → problems, or the reasons why not."""
+"""A user's file or directory → rows → problems, or the reasons why it has none."""

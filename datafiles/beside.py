@@ -1,4 +1,4 @@
-"""The packages that lie beside this one → found there, whatever else has their names."""
+"""Our top-level packages → a check that nothing else with their names is imported in their place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ NAMES = ("rewards", "rollout", "evals")
 
 
 def check_ours() -> None:
-    """Raises `ImportError` where Python would import another's file for one of ours. `python -m` looks into the current
-    directory first, and `rewards.py` is what a person calls a file of reward functions. A command says it in a line."""
+    """Raise `ImportError` if Python would import some other file instead of one of our packages. `python -m` searches
+    the current directory first, and users tend to call a file of reward functions `rewards.py`. A command prints the
+    error as one line and exits."""
     for name in NAMES:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None or Path(found.origin).resolve().is_relative_to(HERE / name):
@@ -21,7 +22,7 @@ def check_ours() -> None:
             f"{found.origin} has the name of a package of rl_engine's own, and is found in its place: rename it, or "
             "work in another directory"
         )
-        if sys.argv[:1] == ["-m"]:  # Python is still looking for the command
+        if sys.argv[:1] == ["-m"]:  # `python -m` is still looking for the command's module
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2)
         raise ImportError(message)

@@ -1,4 +1,4 @@
-"""Cells as people's files hold them → the text of a problem, its system prompt, its answer; or a reason why not."""
+"""Cells of users' files → the text of a problem, its system prompt, its answer; or the reason why one is unusable."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_NAMED = 40
-# What the one who asks and the one who sets the scene are called in chats.
+# The names of the user's and the system's role in chats.
 ASKING, SETTING = frozenset({"user", "human"}), frozenset({"system", "developer"})
 GROUND_TRUTH = "ground_truth"
 ROLE_NAMES = frozenset({"role", "from"})
-"""What a turn of a chat says its speaker by."""
-# `["72"]` or `['72']`, without another quotation mark of its kind inside.
+"""The keys under which a turn of a chat names its speaker."""
+# `["72"]` or `['72']`, without another unescaped quotation mark of the same kind inside.
 LONE_ITEM = re.compile(r"""\[\s*(["'])((?:\\.|(?!\1)[^\\])*)\1\s*\]""", re.DOTALL)
 ESCAPED = re.compile(r"""\\(?:([\\"'])|u([0-9a-fA-F]{4}))""")
-# A mapping or a list of mappings that was written as text, and two of NumPy's items, which no comma parts.
+# The beginning of a mapping, or list of mappings, written as text; and the gap between two items of a NumPy array,
+# which has no comma.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
 BETWEEN_ITEMS = re.compile(r"\}\s*\n\s*\{")
 UNREADABLE = ValueError, SyntaxError, TypeError, RecursionError, MemoryError
-# What NuminaMath has in the place of an answer.
+# NuminaMath's placeholders for a missing answer.
 NO_ANSWERS = frozenset({"proof", "notfound"})
 
 
 class UnusableError(ValueError):
-    """A cell that cannot be used; the text is the reason that is counted."""
+    """A cell that cannot be used. The message is the reason under which its row is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a problem column says."""
+    """The content of a problem column."""
 
     text: str
     system: str = ""
-    """The system turn of a chat."""
+    """The chat's system turn, if any."""
     continues: bool = False
-    """Whether other turns of the chat come before it, examples or a dialogue."""
+    """Whether other turns of the chat, such as examples or a dialogue, precede the problem."""
 
 
 def cell(row: Mapping[str, Any], column: str | None) -> Any:
-    """The value of a column; `a.b` is b in the mapping a, where no column has the whole name. None where it is not."""
+    """The value of a column; None if absent. `a.b` is field b of the mapping a, unless a column has that whole name."""
     if column is None:
         return None
     if column in row:
@@ -62,21 +63,22 @@ def has_column(row: Mapping[str, Any], column: str) -> bool:
 
 
 def paths_of(row: Mapping[str, Any]) -> list[str]:
-    """The names of a row's columns and of what lies in those that are mappings."""
+    """The names of a row's columns, and the dotted names of the fields in columns that are mappings."""
     held = {name: held_in(value) for name, value in row.items()}
     inner = [f"{name}.{path}" for name, value in held.items() if isinstance(value, Mapping) for path in paths_of(value)]
     return [*map(str, row), *inner]
 
 
 def named(paths: Sequence[str]) -> str:
-    """The columns of a row, for people. A mapping by id, taken for one row, would be told with all its ids."""
+    """The columns of a row, for messages; shortened, because a mapping by id that was taken for one row has an id per
+    column."""
     more = f" … ({len(paths):,} in all)" if len(paths) > MOST_NAMED else ""
     return ", ".join(paths[:MOST_NAMED]) + more or "none"
 
 
 def held_in(value: Any) -> Any:
-    """A value, or of a text that is nothing but a mapping or a list of mappings what it says: written as JSON, by
-    whoever put it into a column of text, or as Python does, by pandas in a cell of CSV."""
+    """A value; or, if it is a text that is just a mapping or list of mappings, the parsed object. The text may be JSON,
+    as people put it into text columns, or Python syntax, as pandas writes it into CSV cells."""
     if isinstance(value, str) and WRITTEN.match(value):
         for read, text in (
             (json.loads, value),
@@ -84,7 +86,7 @@ def held_in(value: Any) -> Any:
             (ast.literal_eval, BETWEEN_ITEMS.sub("}, {", value.strip())),
         ):
             with warnings.catch_warnings(), contextlib.suppress(*UNREADABLE):
-                warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that nobody has escaped
+                warnings.simplefilter("ignore", SyntaxWarning)  # about an unescaped backslash
                 found = read(text)
                 if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
                     return found
@@ -92,26 +94,27 @@ def held_in(value: Any) -> Any:
 
 
 def turns_in(value: Any) -> Any:
-    """A value, or of a text that holds a chat its turns. Any other text is what is asked, though it be JSON."""
+    """A value; or, if it is a text that holds a chat, the chat's turns. Any other text is itself the problem, even if
+    it is JSON."""
     held = held_in(value)
     return held if isinstance(held, list) and has_roles(held) else value
 
 
 def has_roles(items: Sequence[Any]) -> bool:
-    """Whether they are the turns of a chat."""
+    """Whether the items are the turns of a chat."""
     return all(isinstance(turn, Mapping) and ROLE_NAMES & turn.keys() for turn in items)
 
 
 def plain(value: Any) -> str:
-    """A lone value as text; nothing for None, nor for the NaN that stands for it in what pandas writes."""
+    """A scalar as text; empty for None, and for NaN, which pandas writes for None."""
     nothing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if nothing else str(value).strip()
 
 
 def asked_in(value: Any, column: str) -> Asked:
-    """The problem: a text, or of a chat the last turn of the user, with the system turn. What follows it is an answer.
+    """The problem: a text, or a chat's last user turn together with the system turn. Any turn after it is an answer.
 
-    Raises `UnusableError` for what is neither.
+    Raises `UnusableError` if the value is neither a text nor a chat.
     """
     value = turns_in(value)
     if not isinstance(value, list | Mapping):
@@ -131,9 +134,9 @@ def asked_in(value: Any, column: str) -> Asked:
 
 
 def text_in(value: Any, column: str) -> str:
-    """What is said: a text as it is written, which may come in parts, or a lone value; empty for none.
+    """The text of a value: a text as written, possibly in parts, or a scalar; empty if there is none.
 
-    Raises `UnusableError` for what is neither.
+    Raises `UnusableError` for anything else.
     """
     if isinstance(value, str):
         return value
@@ -147,10 +150,10 @@ def text_in(value: Any, column: str) -> str:
 
 
 def answer_in(value: Any, column: str) -> str:
-    """The answer: text, a number or a truth value, alone, in a list of one or under `ground_truth`, either of which may
-    be written as text; empty where there is none.
+    """The answer: a text, number or boolean, by itself, in a list of one, or under `ground_truth`; list and mapping may
+    be written as text. Empty if there is none.
 
-    Raises `UnusableError` for what is none of these.
+    Raises `UnusableError` for anything else.
     """
     held = held_in(value)
     if isinstance(held, Mapping) and GROUND_TRUTH in held:
@@ -171,15 +174,15 @@ def answer_in(value: Any, column: str) -> str:
 
 
 def _lone_item(text: str) -> str:
-    """The text in a list of one that was written as text: `["72"]`, as in verl's files of Skywork-OR1, or `['72']`, as
-    pandas writes a list into CSV. Nothing else is such an answer: `[72]` is one of mathematics."""
+    """The item of a one-item list that was written as text: `["72"]`, as in verl's Skywork-OR1 files, or `['72']`, as
+    pandas writes a list into CSV. Any other text is returned unchanged: `[72]` is mathematics."""
     lone = LONE_ITEM.fullmatch(text)
-    # Of the escapes only these: LaTeX that somebody has not escaped is no form feed.
+    # Only these escapes: the `\f` of unescaped LaTeX is not a form feed.
     return ESCAPED.sub(lambda found: found[1] or chr(int(found[2], 16)), lone[2]).strip() if lone else text
 
 
 def for_json(value: Any) -> Any:
-    """The value as JSON can carry it to another process: dates and the like as text."""
+    """The value in a form that JSON can carry to another process, with dates and the like as text."""
     return json.loads(json.dumps(value, default=str))
 
 

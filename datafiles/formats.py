@@ -14,7 +14,7 @@ from datafiles.text import BOM, GZIP, TextFileError, refuse_other_unicode
 
 HEAD_BYTES = 4096
 Kind = Literal["empty", "lines", "documents", "table", "parquet", "arrow", "saved", "shards"]
-# First bytes → what such a file is.
+# First bytes → kind of file.
 READ: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 REFUSED = {
     b"(\xb5/\xfd": "a Zstandard file: `zstd -d` unpacks it",
@@ -25,23 +25,24 @@ REFUSED = {
     b"version https://git-lfs": "a pointer to a file that git-lfs has not fetched (`git lfs pull`)",
 }
 JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})
-# Of these a file without rows has bytes too.
+# In these formats even a file without rows has bytes.
 NEVER_EMPTY = (".parquet", ".arrow")
 SUFFIXES = (*sorted(JSON_SUFFIXES), ".csv", ".tsv", ".parquet", ".arrow")
-"""What names of such files end with, a `.gz` left out: a file is read by what it holds, whatever it is called."""
+"""File name endings of these formats, without `.gz`. They only tell names of files apart: the format of a file is
+detected from its content."""
 DELIMITERS = ",\t;"
 WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of them or of save_to_disk is read"
-# `train-00000-of-00002.parquet`, `gsm8k_test.jsonl`: how shards say which split they are of, a word of their names as
-# it is for the `datasets` library. Where one word alone began a name, a test set beside it was trained on.
+# `train-00000-of-00002.parquet`, `gsm8k_test.jsonl`: as in the `datasets` library, any word of a file's name can say
+# which split it belongs to. If only the first word counted, a test set in the same directory could be trained on.
 SPLIT_IN_NAME = re.compile(
     "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
-# Benchmarks by their own names, HumanEval and C-Eval, of whose rows none is a split called eval.
+# Names of benchmarks, such as HumanEval and C-Eval: the "eval" in them does not name a split.
 NAMED_EVAL = re.compile("(?<![a-z])(?:human|big-?code|agi|if|alpaca|c|m)[-_]?eval(?![a-z])")
-# Where a word of gsm8kTest or MATHTrain begins.
+# The word boundary in gsm8kTest or MATHTrain.
 CAPITAL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 SHARD_OF = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\..+)")
-# A directory of save_to_disk holds these; one of several splits the last.
+# Files in a directory written by save_to_disk: the first in one without splits, the second in one with several splits.
 STATE, SPLITS = "state.json", "dataset_dict.json"
 SAVED = frozenset({STATE, "dataset_info.json"})
 METADATA = SAVED | {"dataset_infos.json"}
@@ -49,20 +50,20 @@ METADATA = SAVED | {"dataset_infos.json"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """What a path holds.
+    """The format of a file or directory.
 
-    Example: `Format(kind="table", packed=True)`, a CSV file in gzip
+    Example: `Format(kind="table", packed=True)`, a gzipped CSV file
     """
 
     kind: Kind
     packed: bool = False
-    """Whether it is compressed by gzip."""
+    """Whether the file is compressed with gzip."""
 
 
 def format_of(path: Path, key: str) -> Format:
-    """Raises `FileNotFoundError` where nothing is, `TextFileError` for what is not read here.
+    """The format of a path, from its first bytes. `key` names the setting or argument that gave the path, for messages.
 
-    `key` is where the path was given, for people.
+    Raises `FileNotFoundError` if nothing is there, and `TextFileError` for a format that is not supported.
     """
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}
@@ -90,25 +91,25 @@ def format_of(path: Path, key: str) -> Format:
 
 
 def check_file(path: Path, key: str) -> None:
-    """Raises what `format_of` raises, and `TextFileError` for a file or a directory of files without a byte."""
+    """Raise what `format_of` raises, and `TextFileError` if the file, or every file in the directory, is empty."""
     if format_of(path, key).kind == "empty":
         raise TextFileError(f"{key}: {path} is empty")
 
 
 def is_table(path: Path, key: str) -> bool:
-    """Whether the names of the columns stand in the first line of the file, or of the files in a directory."""
+    """Whether the first line of the file, or of any file in the directory, holds the names of the columns."""
     kind = format_of(path, key).kind
     files = [file for files in shards_of(path).values() for file in files] if kind == "shards" else []
     return kind == "table" or any(is_table(file, key) for file in files if file.exists())
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is that of a file or directory rather than of something that we know by name."""
+    """Whether a name means a file or directory, rather than something that has a name of its own here."""
     return "/" in name or name.lower().removesuffix(".gz").endswith(SUFFIXES) or Path(name).exists()
 
 
 def stem_of(name: str) -> str:
-    """A file's name without directories and endings: `data/train.jsonl.gz` is train."""
+    """A file's name without directories and endings: `data/train.jsonl.gz` → `train`."""
     last = Path(name).name
     unpacked = last[:-3] if last.lower().endswith(".gz") else last
     return next((unpacked[: -len(end)] for end in SUFFIXES if unpacked.lower().endswith(end)), unpacked)
@@ -135,7 +136,7 @@ def _kind_of_text(path: Path, head: bytes) -> Kind:
 
 
 def _split_said(name: str) -> str:
-    """The split that a file's name says; none where it says two, as that of what is in both of them."""
+    """The split that a file's name states, or "". A name with two splits, for a file that holds both, states none."""
     words = NAMED_EVAL.sub("", CAPITAL.sub("-", name).lower())
     said = {found[found.lastindex or 0] for found in SPLIT_IN_NAME.finditer(words)}
     return said.pop() if len(said) == 1 else ""
@@ -148,19 +149,19 @@ def split_in(value: object) -> str:
 
 
 def shards_of(path: Path) -> dict[str, list[Path]]:
-    """The files of a directory that are data by their names, under the split that those say; "" where they say none."""
+    """The data files of a directory, going by their names, grouped by the split that the names state ("" for none)."""
     found: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
         name = file.name.lower()
         visible = not name.startswith((".", "_")) and name not in METADATA
-        # A link to a file that is gone is none that may be left out: whoever reads it says so.
+        # Keep broken links: silently leaving out data would be wrong, and reading such a file raises an error.
         if not file.is_dir() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
             found.setdefault(_split_said(file.name), []).append(file)
     return found
 
 
 def missing_shards(files: Sequence[Path]) -> list[str]:
-    """Of files that say which of how many they are, the names of those that are not there."""
+    """The names of shards that are missing, going by the numbers in names such as `train-00000-of-00002.parquet`."""
     found = [said.groups() for file in files if (said := SHARD_OF.fullmatch(file.name))]
     sets = {(begin, of, count, end) for begin, _, of, count, end in found}
     there = {file.name for file in files}
@@ -172,13 +173,13 @@ def missing_shards(files: Sequence[Path]) -> list[str]:
 
 
 def has_splits(path: Path) -> bool:
-    """Whether a directory holds several splits, of which one is to be chosen."""
+    """Whether a directory holds splits, from which one must be chosen."""
     return path.is_dir() and ((path / SPLITS).is_file() or set(shards_of(path)) not in (set(), {""}))
 
 
 def _check_shards(path: Path, key: str) -> bool:
-    """Whether any shard of a directory has a byte, or may have: it is not there. Raises `TextFileError` where there is
-    no shard, and where one is of another format than the others."""
+    """Whether any shard of a directory has content, or may have: the target of a broken link is unknown. Raises
+    `TextFileError` if there is no shard, or if the shards' formats differ."""
     shards = [file for files in shards_of(path).values() for file in files]
     if not shards:
         names = sorted(entry.name for entry in path.iterdir())
@@ -188,7 +189,7 @@ def _check_shards(path: Path, key: str) -> bool:
         raise TextFileError(
             f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {way_out}"
         )
-    # Of a link to a file that is gone whoever reads it says so: it may be of another split.
+    # A broken link is reported by whatever reads it, not here: it may belong to a split that is not used.
     kinds = {file: format_of(file, key).kind for file in shards if file.exists()}
     written = [file for file, kind in kinds.items() if kind != "empty"]
     for file in written:

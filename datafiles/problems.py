@@ -1,4 +1,4 @@
-"""Rows → problems with their answers, or a counted reason for each row that is none."""
+"""Rows → problems with their answers, and a counted reason for each row that is dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from datafiles.cells import (
 from datafiles.formats import is_table
 from datafiles.rows import Drop, Row
 
-# What others call them, to guess by: the likeliest first, for a file may have several.
+# Usual names of the columns, for guesses in messages. The likeliest come first, because a file may have several.
 OTHER_NAMES = {
     "problem": (
         *("problem", "question", "messages", "conversations", "prompt", "query", "problem_text", "problem_statement"),
@@ -44,7 +44,7 @@ LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column is what; `a.b` is b in the mapping a. Without names of their own, files follow the project's."""
+    """The names of a file's columns, by default the project's own. `a.b` is field b of the mapping a."""
 
     problem: str = "problem"
     answer: str | None = "answer"
@@ -64,11 +64,11 @@ class ProblemRow:
     id: str
     asked: Asked
     answer: str
-    """Empty only where answers are not needed."""
+    """Empty only if answers are not needed."""
     level: str
     subject: str
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """The other columns, as JSON can carry them; nothing where they are not wanted."""
+    """The other columns, in a form that JSON can carry; empty unless asked for."""
 
 
 def problem_rows(
@@ -80,8 +80,8 @@ def problem_rows(
     need_answer: bool = True,
     with_extra: bool = False,
 ) -> Iterator[ProblemRow]:
-    """The rows with a problem, an answer and an id not seen before; `extract` finds the answer where it is in no column
-    of its own."""
+    """The rows that have a problem, an answer and an id not seen before. `extract` gets the answer from a row if it has
+    no column of its own."""
     seen: set[str] = set()
     for where, row in rows:
         try:
@@ -131,7 +131,7 @@ def _others(row: Row, columns: Columns) -> dict[str, Any]:
 
 
 def _is_text(text: str) -> bool:
-    """JSON can spell what no encoding can write and no tokenizer reads."""
+    """Whether a text can be encoded. JSON can spell lone surrogates, which no encoding and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -140,7 +140,7 @@ def _is_text(text: str) -> bool:
 
 
 def columns_of_file(row: Row, path: Path, key: str) -> tuple[str, str]:
-    """What a person is told of the columns that a file's first row has, and the way out where they are not that."""
+    """Two parts of a message: the columns of a file's first row, and what to do if these are not column names."""
     names = named(paths_of(row))
     if not is_table(path, key):
         return f"its columns are {names}", ""
@@ -151,9 +151,9 @@ def columns_of_file(row: Row, path: Path, key: str) -> tuple[str, str]:
 
 
 def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_answer: bool, option: str | None) -> str:
-    """What a person is told of a file's first row that lacks the columns that are read; nothing where it has them.
+    """The message for a file whose first row lacks the columns to be read; empty if it has them.
 
-    `option` is how a column is named, with `{role}` and `{name}`; None where it cannot be.
+    `option` is the setting that names a column, with `{role}` and `{name}` to fill in; None if there is none.
     """
     wanted = {"problem": columns.problem, **({"answer": columns.answer or "answer"} if need_answer else {})}
     missing = {role: column for role, column in wanted.items() if not has_column(row, column)}
@@ -170,12 +170,12 @@ def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_an
 
 
 def _likeliest(role: str, there: Sequence[str]) -> str:
-    """The column that others call a problem or an answer, by the last part of its name; `NAME` where there is none."""
+    """The column whose last name part is a usual name for a problem or an answer; `NAME` if there is none."""
     lasts = {name: name.lower().rpartition(".")[2] for name in there}
     return next((name for known in OTHER_NAMES[role] for name in there if lasts[name] == known), "NAME")
 
 
 def number_in(level: str) -> float | None:
-    """The first number of a level: 5 of `Level 5`, 0.25 of a pass rate."""
+    """The first number in a level: 5 for `Level 5`, 0.25 for a pass rate of 0.25."""
     found = re.search(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", level)
     return float(found[0]) if found else None

@@ -1,4 +1,4 @@
-"""A file or directory → its rows, whatever format they are in. A row is a mapping of column names to plain values."""
+"""A file or directory in any format → its rows. A row is a mapping of column names to plain values."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from datafiles.text import TextFileError, TwiceError, each_once, first_line, rea
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
-"""Told of what is not used: the reason, and where it stands."""
+"""Called with the reason and the place for each row or file that is not used."""
 BLANK, NOT_JSON, NO_OBJECT = "blank line", "not JSON", "not a JSON object"
 SPLIT, OF_ANOTHER_SPLIT = "split", "a row of the split {!r}, by its column split"
 ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
 ROWS_AT_ONCE = 1024
-# Excel writes, and reads, a line above the names that says what ends a cell.
+# Excel writes and reads a line above the column names that states the delimiter.
 TELLS_DELIMITER = re.compile(r'"?sep=(.)"?\s*$')
 LONGEST_CELL = 2**27
-"""Characters in a cell of a CSV file; Python's own limit is a thousandth of it."""
+"""The most characters in a cell of a CSV file; Python's default limit is a thousandth of this."""
 
 
 def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(where, row) of what `path` holds, in its own order. What is no row is dropped with a reason.
+    """(where, row) for every row in `path`, in the files' order. Anything that is not a row is dropped with a reason.
 
-    `split` chooses from a directory of several, and from rows that say their split in a column; `key` is what messages
-    call the place where the path was given.
-    Raises `FileNotFoundError` where nothing is, and `TextFileError` for what cannot be read.
+    `split` selects from a directory with several splits, and from rows that name their split in a column. `key` names
+    the setting or argument that gave the path, for messages. Raises `FileNotFoundError` if nothing is there, and
+    `TextFileError` if it cannot be read.
     """
     return _of_split(_all_rows(path, drop, key, split), split or "train", drop, f"{key}: {path}")
 
@@ -79,14 +79,15 @@ def _all_rows(path: Path, drop: Drop, key: str, split: str | None) -> Iterator[t
 
 
 def way_out(reasons: Iterable[str]) -> str:
-    """What a person is told besides where these are all the reasons why a file has no row: which files have."""
+    """An addition to a message: the formats that can be read, if these reasons for dropping rows show that the file has
+    none of them."""
     found = set(reasons)
     return f"; {WHAT_IS_READ}" if found & {NOT_JSON, NO_OBJECT} and found <= {BLANK, NOT_JSON, NO_OBJECT} else ""
 
 
 def _shards(path: Path, drop: Drop, key: str, split: str | None) -> list[Path]:
-    """The files of one split, or all where their names say none. Those that say none beside others that do are left
-    out, and counted."""
+    """The files of one split, or all files if no name states a split. If some do, files without a split are left out
+    and counted."""
     shards, wanted = shards_of(path), split or "train"
     if set(shards) == {""}:
         wanted = ""
@@ -103,11 +104,11 @@ def _shards(path: Path, drop: Drop, key: str, split: str | None) -> list[Path]:
 
 
 def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
-    """A row a line; of a single line, which may hold them all in an array, its items."""
+    """One row per line; or, if the only line is an object that holds all rows, those rows."""
     rows = _objects(path, drop)
     begun = list(itertools.islice(rows, 2))
     alone = [row for _, row in begun]
-    # A lone row may have a list of mappings as well: here it is one of rows by its name alone.
+    # A lone row may itself contain a list of mappings, so here only a list with one of these names counts as rows.
     if len(alone) == 1 and (ROWS_NAMES & alone[0].keys() or _turned(alone[0])):
         yield from _numbered(path, _items(alone), drop)
     else:
@@ -135,8 +136,8 @@ def _objects(path: Path, drop: Drop) -> Iterator[tuple[str, Row]]:
 
 
 def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
-    """The items of a JSON array, or of the one array in an object, or objects that take several lines each."""
-    # No text in JSON holds the end of a line; and the decoder counts lines by one of the ends that they have.
+    """The items of a JSON array, or of the only array in an object; or objects of several lines each."""
+    # Strings in JSON contain no raw line ends, so these can be normalized to the one that the decoder counts lines by.
     text = "\n".join(line.rstrip("\r\n") for _, line in text_lines(path))
     decoder, position, found = json.JSONDecoder(object_pairs_hook=each_once), 0, []
     try:
@@ -167,26 +168,26 @@ def _items(found: list[Any]) -> list[Any]:
     if rows := _turned(found[0]):
         return rows
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    # A row may hold a chat, which is such an array too.
+    # A chat in a row is such an array too.
     is_row = len(arrays) != 1 or any(ROLE_NAMES & item.keys() for item in arrays[0][:1])
     return found if is_row else arrays[0]
 
 
 def _turned(table: Row) -> list[dict[str, Any]]:
-    """The rows of a table that one object holds otherwise than row by row, as pandas and others write them: by column,
-    by id, or names and cells apart; none where it is no such table."""
+    """The rows of a table that one object holds by column, by id, or as names and cells apart, as pandas and others
+    write them; empty if the object is not such a table."""
     names, cells, values = table.get("columns"), table.get("data"), list(table.values())
     if isinstance(names, list) and isinstance(cells, list):
         fit = all(isinstance(row, list) and len(row) == len(names) for row in cells)
         return [dict(zip(names, row, strict=True)) for row in cells] if fit else []
     if all(isinstance(value, dict) and value and value.keys() == values[0].keys() for value in values):
         inner = [*values[0]] if values else []
-        if all(name.isdigit() for name in inner):  # by column, under the numbers of the rows
+        if all(name.isdigit() for name in inner):  # by column, keyed by row number
             return [{name: column[number] for name, column in table.items()} for number in inner]
         by_id = len(values) > 1 and not ROLE_NAMES & set(inner)
         return [{"id": name, **row} for name, row in table.items()] if by_id else []
     if any(name in ROWS_NAMES and _is_rows(value) for name, value in table.items()):
-        return []  # with another list beside it, which may be as long
+        return []  # another list next to the rows may have the same length
     columns = [value for value in values if isinstance(value, list)]
     is_chat = any(isinstance(item, dict) and ROLE_NAMES & item.keys() for column in columns for item in column[:1])
     if len(values) > 1 and len(columns) == len(values) and len({*map(len, columns)}) == 1 and not is_chat:
@@ -199,7 +200,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
-    """CSV with a line of names first. Every cell is text, as it is written: a 007 stays one."""
+    """CSV whose first line names the columns. Every cell is kept as text: 007 stays 007."""
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
     told = TELLS_DELIMITER.match(first)
@@ -226,14 +227,14 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
 
 
 def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
-    import datasets  # heavy, and only needed for such files
+    import datasets  # heavy, and needed only for these formats
 
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they raise what they log
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # these modules also raise what they log
     try:
         if kind == "saved":
             rows = _saved(_saved_split(path, key, split))
         else:
-            # By itself the library reads as many rows at once as the first row group has, which may be none.
+            # By default the library reads batches of the first row group's size, which may be zero.
             sizes = {"batch_size": ROWS_AT_ONCE} if kind == "parquet" else {}
             files = {"train": [_escaped(path)]}
             rows = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **sizes)
@@ -247,7 +248,8 @@ def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tu
 
 
 def _saved(path: Path) -> Any:
-    """The rows of a directory of save_to_disk, which of none has no file: there the library finds nothing to join."""
+    """The rows of a directory written by save_to_disk. A dataset without rows has no data file, and the library fails
+    to load that."""
     import datasets
 
     state = read_json((path / STATE).read_text(encoding="utf-8"))
@@ -257,7 +259,7 @@ def _saved(path: Path) -> Any:
 
 
 def _saved_split(path: Path, key: str, split: str | None) -> Path:
-    """Where the rows of the wanted split are, or of a directory without splits all."""
+    """The directory of the wanted split, or the directory itself if it has no splits."""
     if not (path / SPLITS).is_file():
         return path
     names, wanted = read_json((path / SPLITS).read_text(encoding="utf-8"))["splits"], split or "train"
@@ -268,10 +270,10 @@ def _saved_split(path: Path, key: str, split: str | None) -> Path:
 
 
 def _or_split(key: str) -> str:
-    """The key that chooses a split, where the place has one: `data.split`, `data.mix.0.split`."""
+    """An addition to a message: the key that selects a split, if there is one: `data.split`, `data.mix.0.split`."""
     return f", or {key.removesuffix('path')}split" if key.startswith(("data.path", "data.mix")) else ""
 
 
 def _escaped(path: Path) -> str:
-    """The library takes a path for a pattern."""
+    """A path with its wildcards escaped, because the library takes it for a glob pattern."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))

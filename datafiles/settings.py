@@ -1,7 +1,7 @@
-"""YAML that people write → plain values, as they mean it; and back.
+"""YAML written by people → plain values, as they were meant; and back.
 
-PyYAML reads YAML 1.1, in which 010 is 8, 1:30 is 90, 1e-4 is a text, the key `on` is true, and of a key given twice the
-last one holds.
+PyYAML reads YAML 1.1, in which 010 is 8, 1:30 is 90, 1e-4 is a string, the key `on` is true, and the last of two equal
+keys wins.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from datafiles.text import read_text
 TAG = "tag:yaml.org,2002:"
 STR, MERGE = f"{TAG}str", f"{TAG}merge"
 DIGITS, EXPONENT = "[0-9]+(?:_[0-9]+)*", "[eE][-+]?[0-9]+"
-# What stands there without quotes → what it is, the first that fits; anything else is text. `yes` and `on` stay what
-# they were in 1.1: as a template's argument the text "no" would be true.
+# The types of unquoted values, by the first pattern that fits; anything else is a string. `yes`, `no`, `on` and `off`
+# stay booleans, as in 1.1: as a template's argument, the string "no" would be true.
 PLAIN = {
     "null": "~|null|Null|NULL|",
     "bool": "|".join(f"{word}|{word.title()}|{word.upper()}" for word in ("true", "false", "yes", "no", "on", "off")),
@@ -37,7 +37,7 @@ SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 class _Reader(yaml.SafeLoader):
-    """Keys are text as it is written, and none is given twice; nothing holds itself."""
+    """Reads keys as strings, exactly as written, and refuses duplicate keys and recursive values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -57,7 +57,7 @@ class _Reader(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than text."""
+    """Quotes strings that either version of YAML would take for something else."""
 
 
 def _integer(loader: yaml.SafeLoader, node: Any) -> int:
@@ -72,13 +72,13 @@ def _switch(loader: yaml.SafeLoader, node: Any) -> Any:
 
 
 def _text(loader: yaml.SafeLoader, node: Any) -> str:
-    """A letter beyond U+FFFF as JSON spells it, in two escapes, is one letter: JSON is YAML."""
+    """A string in which JSON's two escapes for a character beyond U+FFFF are one character: JSON is valid YAML."""
     text = str(loader.construct_scalar(node))
     return SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
-_Reader.yaml_implicit_resolvers = {}  # those of 1.1 are not wanted
-# What a tag may ask for is what a setting can be; not a set, a date or bytes.
+_Reader.yaml_implicit_resolvers = {}  # drop those of YAML 1.1
+# Tags may only ask for types that a setting can have, not for a set, a date or bytes.
 _Reader.yaml_constructors = {
     tag: make for tag, make in _Reader.yaml_constructors.items() if tag is None or tag in PLAIN_TAGS
 }
@@ -91,14 +91,14 @@ for _name, _pattern in PLAIN.items():
 
 
 def read_yaml(text: str) -> Any:
-    """Raises `yaml.YAMLError`, whose mark says where, or `ValueError` for what is not what its tag says."""
+    """Parse YAML. Raises `yaml.YAMLError`, whose mark says where, or `ValueError` if a value does not fit its tag."""
     return _Reader(text).get_single_data()
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file that a command wrote, such as a run's config.yaml.
 
-    Raises `ValueError`, in one line that names it, for one that is damaged.
+    Raises `ValueError`, with a one-line message that names the file, if it is damaged.
     """
     try:
         tree = read_yaml(read_text(path))

@@ -16,36 +16,37 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 OURS = {"seed": "the seed is the run's own `seed`", "size": "how many problems is said in data.limit"}
-"""Settings that every task has and that are said elsewhere."""
+"""Settings that every task has, but that are configured elsewhere."""
 UNREPEATABLE = frozenset(
     {
         *("codeio", "isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication"),
         *("ransom_note", "word_ladder"),
     }
 )
-"""Tasks whose problems hang on the order of Python's sets, which is drawn anew in each process."""
-# What JSON does not know: a tuple is {"(": [items]}, a mapping whose keys are not all text {"{": [[key, value]]}.
+"""Tasks whose problems depend on the iteration order of Python's sets, which differs between processes."""
+# JSON has neither tuples nor keys that are not strings: a tuple becomes {"(": [items]}, and a mapping with such keys
+# {"{": [[key, value]]}.
 TUPLE, PAIRS = "(", "{"
 
 
 class TaskError(ValueError):
-    """A task, or settings of one, that cannot be had; the text is for the user."""
+    """A task or its settings cannot be used. The message is meant for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is generated.
+    """A generator of problems.
 
     Example: `Task(name="chain_sum", settings={"max_terms": 3})`
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Those that are None are the task's defaults."""
+    """None stands for the task's default."""
 
     @property
     def given(self) -> dict[str, Any]:
-        """What the library is told. Lists are the tuples that its own values are."""
+        """The settings for the library. Lists become tuples, as the library's own values are."""
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in self.settings.items()
@@ -54,15 +55,15 @@ class Task:
 
     @property
     def key(self) -> str:
-        """The same for the same task with the same settings."""
+        """A string that identifies the task and its settings."""
         return json.dumps([self.name, self.given], sort_keys=True)
 
 
 def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
-    """The library's dataset: `[i]` is an entry with `question`, `answer` and `metadata`, `score_answer` scores.
+    """The library's dataset: `[i]` is an entry with `question`, `answer` and `metadata`, and `score_answer` scores.
 
-    Raises `TaskError` where the library, the task or a setting is missing, or a value is refused; `where` is what the
-    keys begin with, for people.
+    `where` is the prefix of the configuration keys in messages. Raises `TaskError` if the library is not installed, the
+    task or a setting does not exist, or the library refuses a value.
     """
     known = library(where).factory.DATASETS
     if task.name not in known:
@@ -93,11 +94,12 @@ def _no_solver(*_: Any) -> NoReturn:
 @lru_cache(maxsize=1)
 def _imported() -> Any:
     if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
-        # A solver for one task of a hundred (zebra_puzzles), imported with all of them, and built by a C compiler.
+        # A solver that only one task of a hundred (zebra_puzzles) uses. The library always imports it, and installing
+        # it takes a C compiler.
         sys.modules["pycosat"] = stand_in = ModuleType("pycosat")
         vars(stand_in)["itersolve"] = _no_solver
     with warnings.catch_warnings():
-        # Of its dependencies' code, when Python compiles that for the first time.
+        # Python raises these warnings about the dependencies' code when it first compiles that.
         warnings.simplefilter("ignore", SyntaxWarning)
         import reasoning_gym
 
@@ -105,7 +107,7 @@ def _imported() -> Any:
 
 
 def library(where: str = "data.") -> Any:
-    """Raises `TaskError` where reasoning-gym, or what it needs, is not installed."""
+    """Import reasoning-gym. Raises `TaskError` if it, or a module that it needs, is not installed."""
     try:
         return _imported()
     except ModuleNotFoundError as error:
@@ -131,7 +133,7 @@ def _reason(error: BaseException) -> str:
 
 
 def packed(value: Any) -> Any:
-    """An entry as JSON can carry it without loss: a scorer compares tuples with tuples."""
+    """An entry in a form that JSON carries without loss: scorers need tuples to compare with tuples."""
     if isinstance(value, tuple):
         return {TUPLE: [packed(one) for one in value]}
     if isinstance(value, list):
@@ -144,7 +146,7 @@ def packed(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """What `packed` was given."""
+    """The inverse of `packed`."""
     if isinstance(value, list):
         return [unpacked(one) for one in value]
     if not isinstance(value, dict):

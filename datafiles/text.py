@@ -1,6 +1,6 @@
-"""A user's text file → its lines or its whole text. What is not UTF-8 is refused by file and line, never guessed at.
+"""A user's text file → its lines or its whole text. Other encodings than UTF-8 are refused, by file and line.
 
-And an error's text → the line of it that a person is told, in whatever room it is met.
+Also: an exception → the one line of it that is shown to the user, for all rooms.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import IO, Any, cast
 
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
-# The longer marks first: one of UTF-32 begins like one of UTF-16.
+# Byte-order marks, the longer ones first: one of UTF-32 begins like one of UTF-16.
 OTHER_UNICODE = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-# Without a mark: which of the first four bytes are zero, where a text begins with two letters of ASCII.
+# Without a byte-order mark: which of the first four bytes are zero in a text that begins with two ASCII characters.
 WITHOUT_MARK: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",
@@ -32,20 +32,21 @@ WITHOUT_MARK: dict[tuple[bool, ...], str] = {
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line: libraries go on with tracebacks and advice. What it is, where it says nothing."""
+    """The first line of an error's message, because libraries append tracebacks and advice; its type if there is no
+    message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class TextFileError(ValueError):
-    """A file that is not what is read here; the text names it and the way out."""
+    """A file in a format or encoding that cannot be read. The message names the file and a way out."""
 
 
 class TwiceError(ValueError):
-    """A JSON object with a key twice, of which Python would keep the last without a word; the text says which."""
+    """A JSON object has a key twice, of which Python would silently keep the last. The message names the key."""
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`object_pairs_hook` of what reads people's JSON. Raises `TwiceError`."""
+    """The `object_pairs_hook` for JSON written by users. Raises `TwiceError` for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -54,12 +55,12 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(text: str) -> Any:
-    """Raises `ValueError` for what is not JSON, `TwiceError` for an object with a key twice."""
+    """Parse JSON. Raises `ValueError` if it is invalid, and `TwiceError` for an object with a duplicate key."""
     return json.loads(text, object_pairs_hook=each_once)
 
 
 def read_report(path: Path) -> Any:
-    """What a file of JSON holds. Raises `ValueError`, in one line that names it, for one that is damaged."""
+    """The content of a JSON file. Raises `ValueError`, with a one-line message that names the file, if damaged."""
     try:
         return read_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -67,10 +68,10 @@ def read_report(path: Path) -> Any:
 
 
 def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
-    """What the lines of a JSON Lines file that we wrote hold, plain or in gzip; a blank line, as an editor leaves it,
-    holds nothing. `grows`: it was written line by line, and a last one that a crash cut short is left out.
+    """The values in a JSON Lines file that we wrote, plain or gzipped. Blank lines, which editors leave, are skipped.
+    With `grows`, the file was written line by line, and a last line that a crash cut short is skipped too.
 
-    Raises `ValueError`, in one line that names it, for a file that is damaged.
+    Raises `ValueError`, with a one-line message that names the file, if it is damaged.
     """
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -86,13 +87,13 @@ def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out. A line ends
+    """(number from 1, line) for each line of a UTF-8 file, plain or gzipped, without its byte-order mark. A line ends
     with a line feed, a carriage return or both.
 
-    Raises `TextFileError` for another encoding, naming the line.
+    Raises `TextFileError`, which names the line, for another encoding.
     """
     with _open(path) as file:
-        # Bytes are cut at these ends alone; a text would be cut at U+2028 and the like too.
+        # Split bytes, not text: `str.splitlines` would also split at U+2028 and the like.
         lines = (line for part in file for line in part.splitlines(keepends=True))
         for number, line in enumerate(lines, 1):
             if number == 1:
@@ -108,12 +109,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file. Raises `TextFileError` as `text_lines` does."""
+    """The whole text of a UTF-8 file. Raises `TextFileError` as `text_lines` does."""
     return "".join(line for _, line in text_lines(path)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def refuse_other_unicode(path: Path, head: bytes) -> None:
-    """Raises `TextFileError` where a file that begins so is in another of Unicode's encodings, or holds no text."""
+    """Raise `TextFileError` if the first bytes of a file show another Unicode encoding, or that it is not text."""
     name = next((name for mark, name in OTHER_UNICODE.items() if head.startswith(mark)), None)
     if name is None:
         name = WITHOUT_MARK.get(tuple(byte == 0 for byte in head[:4]))
@@ -132,9 +133,10 @@ def _is_packed(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Raises `TextFileError` for a damaged gzip file: of those errors one means Ctrl-C to whoever runs a command."""
+    """Open a plain or gzipped file. Raises `TextFileError` for a damaged gzip file, whose own errors include EOFError,
+    which the command-line parser would treat as Ctrl-C."""
     try:
-        # gzip's own file is one of bytes to read, which its stubs do not say.
+        # gzip.open returns a binary reader here, which its type stubs do not say.
         with cast("IO[bytes]", gzip.open(path, "rb")) if _is_packed(path) else path.open("rb") as file:
             yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -1,4 +1,4 @@
-"""Adapter → score: versioned suites, estimators with intervals, and the report of one evaluation."""
+"""Adapter → score: versioned suites, estimators with intervals, and the report of an evaluation."""
 
 from datafiles.beside import check_ours
 

@@ -1,6 +1,6 @@
 """The command: `python -m evals --model M [--adapter DIR …] --suite gsm8k,math500 --output FILE.json`.
 
-Imports nothing heavy until the arguments are known to be good.
+Imports nothing heavy until the arguments have been checked.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def main(
 
 
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
-    """What the command line says, by its own names."""
+    """The command line's arguments, by the names of `main`'s parameters, as options."""
     adapters = tuple(arguments["adapter"] or ())
     suites = tuple(name for names in arguments["suite"] for name in map(str.strip, names.split(",")) if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
@@ -162,13 +162,13 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
 
 
 def way_on(options: EvalOptions) -> str:
-    """How an evaluation that ended early is continued: `--overwrite` would begin it anew."""
+    """How to continue an evaluation that ended early. `--overwrite` would start it over."""
     anew = options.overwrite and PartialResults(options.output, {}).is_begun
     return f"run the same command {'without --overwrite ' if anew else ''}to continue"
 
 
 def check(options: EvalOptions) -> None:
-    """What can be wrong and costs no time to find."""
+    """Find all errors that can be found quickly."""
     check_quickly(options)
     wanted = wanted_of_hub(options)
     stay_offline_without(wanted)
@@ -176,7 +176,7 @@ def check(options: EvalOptions) -> None:
 
 
 def start(options: EvalOptions) -> None:
-    """Measure in this process, one of as many as a launcher started."""
+    """Evaluate in this process, which may be one of several that a launcher started."""
     say_loading("torch, transformers and vLLM")
     settle_torch()
     quiet_libraries()

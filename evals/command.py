@@ -1,4 +1,4 @@
-"""What commands share: errors as one line, quiet libraries, a console, and vLLM started late."""
+"""What all commands share: errors as one line, quiet libraries, a console, and a late start of vLLM."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rollout.stopping import Stopped, StopRequest
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:
-    """End the command with a message for people; the code is 2 for what they can correct, else 1; 128 and more is that
-    of a request to stop."""
+    """End the command with a message for the user. The code is 2 for errors that the user can correct, 128 and above
+    for a request to stop, and 1 otherwise."""
     say_error(message, code)
     raise typer.Exit(code)
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside the block a request to stop ends the command, which tidies up, in one line."""
+    """A context in which a request to stop ends the command with one line, after it has cleaned up."""
     stop = StopRequest()
     try:
         with stop.heard():
@@ -42,11 +42,11 @@ def stoppable() -> Iterator[None]:
 def check_output(
     output: Path, *, overwrite: bool, companions: Sequence[Path] = (), unfinished: bool = False
 ) -> list[str]:
-    """What a person is told of earlier results that a report and its `companions` replace.
+    """Messages about earlier results that a report and its `companions` will replace.
 
-    `unfinished`: an interrupted measurement is there to go on. It may have written a companion, and where a report is
-    there too it was begun to replace that.
-    Raises `ValueError` where a report is there and `overwrite` is not asked for, or where anything else is.
+    With `unfinished`, an interrupted evaluation is there to be continued. It may have written a companion, and if there
+    is also a report, it was started in order to replace that.
+    Raises `ValueError` if there is a report and `overwrite` is not set, or if there is any other file.
     """
     if output in companions:
         raise ValueError(f"--output: {output} is where the tables go, beside the report: give {output.stem}.json")
@@ -58,22 +58,22 @@ def check_output(
 
 
 def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that does not fold lines to 80 columns when it writes into a file or a pipe."""
+    """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
 
 
 def settle_torch() -> None:
-    """To be called before torch is loaded: it reads then how many threads it may use. vLLM's C++ side would report the
-    memory binding it chose on every start."""
+    """Set the environment for torch. Call it before torch is imported, which is when torch reads its number of threads.
+    The log level keeps vLLM's C++ code from reporting its memory binding at every start."""
     os.environ.update(thread_settings())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def quiet_libraries() -> None:
-    """Warnings in our own style; no progress bars of libraries."""
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
+    """Show warnings in our own style, and no progress bars of libraries."""
+    logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about DeepSpeed's calls
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
@@ -81,7 +81,7 @@ def quiet_libraries() -> None:
 
 
 def say_loading(what: str) -> None:
-    """A line before seconds of silence. On stderr, so that the output in a pipe is the command's own."""
+    """Print a line before seconds of silence. It goes to stderr, so that a pipe gets only the command's own output."""
     if sys.flags.optimize > 1 and "transformers" in what:
         exit_with_error(
             f"PYTHONOPTIMIZE is {sys.flags.optimize} (python -OO), which leaves docstrings out, and transformers does "

@@ -1,4 +1,4 @@
-"""Training problems and suites → how many of those repeat one of these, by the rules of rewards/overlap.py."""
+"""Training problems and suites → how many training problems repeat a suite's, by the rules of rewards/overlap.py."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contamination:
-    """What a training set shares with one suite."""
+    """The overlap of a training set with one suite."""
 
     suite: str
     training: int
-    """Problems of the training set."""
+    """Number of problems in the training set."""
     exact: int
-    """Training problems that are a suite's problem word for word."""
+    """Training problems that equal one of the suite word for word."""
     ngram: int
-    """Further ones that share a run of 13 words with one."""
+    """Further training problems that share a run of 13 words with one of the suite."""
     touched: int
-    """Problems of the suite that any of them repeats."""
+    """Problems of the suite that any training problem repeats."""
     examples: tuple[tuple[str, str], ...]
-    """Some pairs of training id and suite id."""
+    """A few pairs of a training problem's id and a suite problem's id."""
 
     def __bool__(self) -> bool:
         return self.exact + self.ngram > 0
 
     def describe(self) -> str:
-        """The finding in a sentence for people."""
+        """The finding as a sentence."""
         pairs = ", ".join(f"{train} = {suite}" for train, suite in self.examples)
         return (
             f"{self.exact + self.ngram:,} of {self.training:,} training problems overlap {self.suite} "
@@ -41,13 +41,13 @@ class Contamination:
 
 
 def contamination(training: Sequence[Problem], suites: Mapping[str, Iterable[Problem]]) -> list[Contamination]:
-    """What a training set shares with each suite.
+    """The overlap of a training set with each suite.
 
-    The small suites are indexed and the training set only passes by, so that a hundred thousand problems take seconds
-    and no memory. A run of words counts as a formula by how many training problems hold it; those are all among the
-    hits of the first pass, so that counting there is counting everywhere.
+    Only the small suites are indexed, and the training set is read past the index, so a hundred thousand problems take
+    seconds and no memory. Whether a run of words is a formula depends on how many training problems contain it. All
+    of these are among the hits of the first pass, so counting in the hits is the same as counting in the whole set.
     """
-    # Ids of suites are marked: a training file that is the suite's own file bears the same ones.
+    # Prefix the suites' ids: if the training file is the suite's own file, its ids are the same.
     texts = {
         name: [(f"{name}:{problem.id}", problem.text) for problem in problems] for name, problems in suites.items()
     }

@@ -1,9 +1,9 @@
-"""Are our GSM8K verdicts those of lm-evaluation-harness? The same completions before both judges.
+"""GSM8K completions → where our verdicts differ from those of lm-evaluation-harness.
 
     python -m evals.crosscheck FILE.samples.jsonl.gz [--output DISAGREEMENTS.jsonl]
 
-Theirs is the flexible extraction of their task `gsm8k` (the last number anywhere) and their exact match, by their own
-code and the task's own file: it needs `pip install lm_eval`. Ours is the grader with the suites' answer form.
+Their verdict is from the flexible extraction of their task `gsm8k` (the last number anywhere) and their exact match, by
+their own code and task file; this needs `pip install lm_eval`. Ours is from the grader with the suites' answer form.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, slots=True)
 class Theirs:
-    """What lm-evaluation-harness makes of one completion."""
+    """lm-evaluation-harness's judgement of one completion."""
 
     extracted: str
     correct: bool
 
 
 def gsm8k_task() -> dict[str, Any]:
-    """Their task's own definition. Raises `ModuleNotFoundError` when lm_eval is not installed."""
+    """The definition of their task. Raises `ModuleNotFoundError` if lm_eval is not installed."""
     found = importlib.util.find_spec("lm_eval")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("lm_eval is not installed: pip install lm_eval")
@@ -54,7 +54,7 @@ def gsm8k_task() -> dict[str, Any]:
 
 
 def judged_by_them(pairs: Sequence[tuple[str, str]]) -> list[Theirs]:
-    """Their verdicts on pairs of completion and reference."""
+    """Their judgements of (completion, reference) pairs."""
     task = gsm8k_task()
     instance_of = importlib.import_module("lm_eval.api.instance").Instance
     exact_match = importlib.import_module("lm_eval.api.metrics").exact_match_hf_evaluate
@@ -75,7 +75,7 @@ def judged_by_them(pairs: Sequence[tuple[str, str]]) -> list[Theirs]:
 
 
 def kind_of(ours: GradeResult, theirs: Theirs) -> str:
-    """What sort of disagreement it is; empty where both agree."""
+    """The kind of disagreement, or empty if both agree."""
     right = ours.verdict is Verdict.CORRECT
     if right == theirs.correct:
         return ""
@@ -123,7 +123,7 @@ def main(
 
 
 def print_counts(console: Console, ours: Sequence[GradeResult], theirs: Sequence[Theirs]) -> None:
-    """The two by two table, and the agreement."""
+    """Print the two-by-two table and the agreement."""
     counts = Counter((mine.verdict is Verdict.CORRECT, other.correct) for mine, other in zip(ours, theirs, strict=True))
     table = Table("", "lm-eval: correct", "lm-eval: wrong")
     for right, name in ((True, "ours: correct"), (False, "ours: not correct")):

@@ -1,4 +1,4 @@
-"""Options → scores, shown and written: an evaluation from the first check to the last file, cheap failures first."""
+"""Options → scores, printed and written: a whole evaluation, in which the cheapest checks come first."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ StartEngine = Callable[[EngineSettings], Any]
 
 
 def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engine: StartEngine) -> None:
-    """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
-    where that can be known."""
+    """Run an evaluation. Raises `ValueError`, `FileNotFoundError` or `OSError` if something cannot be measured, if
+    possible before weights are loaded."""
     start = time.monotonic()
     if launch.count > 1 and options.tensor_parallel_size > 1:
         raise ValueError(
@@ -82,7 +82,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
             partial.begin(overwrite=options.overwrite)
         launch.barrier()
         partial.read()
-        launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
+        launch.barrier()  # every rank reads the same state to divide the work, before any rank adds to it
         with Grader.from_config(grading_of(options, trained), trained.tasks if trained else ()) as grader:
             sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
             if not launch.is_main:
@@ -96,7 +96,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
 
 
 def header_of(settings: dict[str, Any], start: float, remarks: Sequence[str]) -> dict[str, Any]:
-    """What the report says of the evaluation as a whole; `start` is `time.monotonic()` of its beginning."""
+    """The report's entries about the evaluation as a whole. `start` is `time.monotonic()` at its beginning."""
     return {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,7 +109,7 @@ def header_of(settings: dict[str, Any], start: float, remarks: Sequence[str]) ->
 
 
 def contenders(options: EvalOptions, model_config: Any, console: Console) -> list[Policy]:
-    """All that is measured. Which version of a run that is, is said."""
+    """All policies to measure. Prints which version of a run was chosen, and why."""
     adapters = find_policies(options.adapters, options.model, model_config)
     for policy in adapters:
         if policy.why:
@@ -125,8 +125,8 @@ def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfi
 def settings_of(
     options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy], commit: str | None
 ) -> dict[str, Any]:
-    """Everything the numbers depend on: what an interrupted evaluation must go on with. `commit` is the hub's, of the
-    base model."""
+    """Everything that the numbers depend on, which must stay the same when an interrupted evaluation is continued.
+    `commit` is the base model's commit on the hub."""
     dtype = serving_precision(options.dtype, options.model, adapter=any(policy.ref is not None for policy in policies))
     return {
         "model": {
@@ -146,7 +146,8 @@ def settings_of(
 
 
 def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str, Contamination]:
-    """What `--train-data` shares with each suite. The generator's parts are disjoint, and its sums have no words."""
+    """The overlap of `--train-data` with each suite, except generated ones: their splits are disjoint, and sums have no
+    words."""
     if options.train_data is None:
         return {}
     data = DataConfig(source="jsonl", path=options.train_data)
@@ -169,10 +170,10 @@ def sample_missing(
     console: Console,
     start_engine: StartEngine,
 ) -> None:
-    """Sample what is not among the partial results; every process its share, and none returns before all are done.
+    """Sample what is missing from the partial results. Each process takes its share and returns when all are done.
 
-    No engine is started when nothing is left. Else every process starts one, without a batch for it too: it stands when
-    all stand.
+    If nothing is missing, no engine is started. Otherwise every process starts one, even without a batch for it,
+    because an engine is ready only when all are.
     """
     everything = batches_of(suites, policies, options.batch)
     pending = unfinished(everything, partial)
@@ -191,12 +192,12 @@ def sample_missing(
                     engine.load_adapter(policy.ref)
             with progress_bar(mine, console) as advance:
                 sample(mine, engine, grader, partial, options.seed, advance, completions_at_once(options))
-        launch.barrier()  # before the engine is closed: it takes the process group with it
+        launch.barrier()  # before the engine is closed, which also destroys the process group
 
 
 def completions_at_once(options: EvalOptions) -> int:
-    """While fewer are sampled, the next batch is begun: as many as a GPU samples at once. On a CPU a batch is sampled
-    alone, for an evaluation that was interrupted is to end like one that was not, bit for bit."""
+    """The next batch starts when fewer completions than this are being sampled: on a GPU, fewer than it samples at
+    once. On a CPU it is 1: one batch at a time, so that an interrupted evaluation ends bit for bit like any other."""
     import torch
 
     return options.max_num_seqs if torch.cuda.is_available() else 1
@@ -205,7 +206,7 @@ def completions_at_once(options: EvalOptions) -> int:
 def engine_settings(
     options: EvalOptions, dtype: Any, suites: Sequence[PreparedSuite], policies: Sequence[Policy], launch: Launch
 ) -> EngineSettings:
-    """One engine for all policies."""
+    """Settings of the one engine that serves all policies."""
     import torch
 
     adapters = [policy.ref for policy in policies if policy.ref is not None]
@@ -216,8 +217,8 @@ def engine_settings(
         dtype=dtype,
         max_model_len=longest,
         lora_rank=max((ref.rank for ref in adapters), default=0),
-        # On a CPU they take turns in one slot: only there our arithmetic serves, which is that of training. A batch is
-        # one policy's, and bringing another's adapter back takes milliseconds.
+        # On a CPU adapters take turns in one slot: only with one slot does the engine use our LoRA arithmetic, the same
+        # as in training. A batch has one policy, and swapping adapters takes milliseconds.
         max_loras=max(1, len(adapters)) if torch.cuda.is_available() else 1,
         max_num_seqs=options.max_num_seqs,
         kv_cache_gib=options.kv_cache_gib,
@@ -230,11 +231,11 @@ def engine_settings(
 
 @contextmanager
 def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callable[[Batch, list[Outcome]], None]]:
-    """Show a bar over the problems; where the output is no terminal, a line for each batch."""
+    """Show a progress bar over the problems, or a line per batch if the output is not a terminal."""
     right: dict[tuple[str, str], list[bool]] = {}
     done, total = 0, sum(len(batch.prompts) for batch in batches)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # rich's own estimate looks back half a minute, and a batch may take longer.
+    # rich's own estimate looks back only half a minute, and a batch may take longer.
     remaining = TextColumn("{task.fields[left]}")
     start = time.monotonic()
     with Progress(*columns, remaining, console=console, disable=not console.is_terminal) as progress:
@@ -264,7 +265,7 @@ def write(
     policies: Sequence[Policy],
     partial: PartialResults,
 ) -> None:
-    """Write samples, tables, then the JSON: where that is, everything is."""
+    """Write the samples, the tables and then the JSON report: if that exists, everything does."""
     if options.records:
         write_samples(samples_path(options.output), suites, policies, partial)
     model = header["model"]

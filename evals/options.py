@@ -1,4 +1,4 @@
-"""What `python -m evals` can be told, and what is wrong with it that can be known without torch."""
+"""The options of `python -m evals`, and all checks of them that do without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GREEDY = "at temperature 0 the likeliest token is taken; give --temperature too"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """What an evaluation is told. None leaves a suite's own protocol."""
+    """The options of an evaluation. None means the suite's own protocol."""
 
     model: str
     revision: str | None = None
@@ -36,7 +36,7 @@ class EvalOptions:
     """Whether the base model is measured too."""
     suites: tuple[str, ...]
     problem: str | None = None
-    """Columns of suites that are files, where they are called otherwise than the project calls them."""
+    """The column of the problem, like `answer` below, in suites that are files, if it is not the project's default."""
     answer: str | None = None
     data_dir: str | None = None
     train_data: str | None = None
@@ -50,13 +50,13 @@ class EvalOptions:
     template: str = "auto"
     frame: str | None = None
     instruction: str | None = None
-    """Sentence after the problem; empty for none."""
+    """The sentence after the problem; empty for none."""
     seed: int = 0
     output: Path
     records: bool = False
     overwrite: bool = False
     batch: int = 256
-    """Completions sampled between two savings."""
+    """Completions sampled between saves."""
     workers: int = 2
     timeout_s: float = 5.0
     tensor_parallel_size: int = 1
@@ -70,7 +70,7 @@ class EvalOptions:
 
 
 def find_suites(names: tuple[str, ...]) -> list[Suite]:
-    """Raises `ValueError` for a name that is no suite, or is two, and for no name at all."""
+    """The suites of these names. Raises `ValueError` for an unknown or repeated name, or if there is none."""
     if not names:
         raise ValueError("--suite names no suite")
     suites = [find_suite(name) for name in names]
@@ -81,7 +81,7 @@ def find_suites(names: tuple[str, ...]) -> list[Suite]:
 
 
 def refuse_idle(options: EvalOptions) -> None:
-    """Raises `ValueError` for an option that was given and has no effect beside the others."""
+    """Raise `ValueError` for an option that was given but has no effect in combination with the others."""
     suites = [find_suite(name) for name in options.suites]
     rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
     no_file = all(suite.source in (GENERATOR, "jsonl") for suite in suites)
@@ -106,7 +106,7 @@ def samples_path(output: Path) -> Path:
 
 
 def check_place(options: EvalOptions) -> list[str]:
-    """What a person is told of the files that will be replaced. Raises `ValueError` for a place that is taken."""
+    """Messages about files that will be replaced. Raises `ValueError` if the output may not be written there."""
     if options.output.is_dir():
         raise ValueError(f"--output: {options.output} is a directory; give a file in it")
     check_writable(options.output.parent, "--output")
@@ -116,7 +116,7 @@ def check_place(options: EvalOptions) -> list[str]:
 
 
 def check_quickly(options: EvalOptions) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    """Raise `ValueError` or `FileNotFoundError` for all errors that can be found without loading anything."""
     suites = find_suites(options.suites)
     refuse_idle(options)
     check_place(options)
@@ -134,7 +134,7 @@ def check_quickly(options: EvalOptions) -> None:
 
 
 def check_prompt(options: EvalOptions) -> None:
-    """Raises `ValueError` for a template that there is not, or a frame without a place for the problem."""
+    """Raise `ValueError` for an unknown template, or a frame without a placeholder for the problem."""
     for option, text in (("--frame", options.frame), ("--instruction", options.instruction)):
         refuse_spelt_newline(option, text)
     template = options.template
@@ -148,7 +148,7 @@ def check_prompt(options: EvalOptions) -> None:
 
 
 def wanted_of_hub(options: EvalOptions) -> list[HubItem]:
-    """All that an evaluation reads of the hub: model and suites."""
+    """Everything that an evaluation reads from the hub: the model and the suites."""
     items = hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
     for suite in find_suites(options.suites):
         items += suite_hub_items(suite, options.data_dir, "--suite", "give --data-dir DIR")

@@ -1,6 +1,6 @@
-"""Finished problems ↔ a file beside the output: what an interrupted evaluation has not to sample again.
+"""Finished problems ↔ a file next to the output, so that an interrupted evaluation need not sample them again.
 
-The first line holds the settings that the numbers depend on; a file of other settings is refused. Every further line is
+The first line has the settings that the numbers depend on; a file with other settings is refused. Every further line is
 the outcome of one problem by one policy (`contender` in the file).
 """
 
@@ -25,19 +25,19 @@ Key = tuple[str, str, str]
 
 
 class PartialResultsError(ValueError):
-    """Partial results of another evaluation; the text says what differs."""
+    """The partial results belong to another evaluation. The message says what differs."""
 
 
 @dataclass
 class PartialResults:
-    """One process's view of `FILE.partial.jsonl`. Further ranks write `FILE.partial-1.jsonl` … of their own."""
+    """One process's view of `FILE.partial.jsonl`. Ranks above 0 write to their own `FILE.partial-1.jsonl` …"""
 
     output: Path
     settings: Settings
     rank: int = 0
     _records: dict[Key, dict[str, Any]] = field(default_factory=dict, init=False)
     _held: IO[str] | None = field(default=None, init=False)
-    """The lock, while this process is at work."""
+    """The open lock file, while this process is working."""
 
     @property
     def path(self) -> Path:
@@ -45,8 +45,8 @@ class PartialResults:
 
     @property
     def lock(self) -> Path:
-        """There while a process is at work. The results are no such file: they are replaced, and where locks bind
-        (CIFS) nobody could write into them."""
+        """The lock file, which exists while a process is working. The results cannot serve as one: they get replaced,
+        and where locks are mandatory (CIFS) nobody could write to them."""
         return self.output.with_suffix(".partial.lock")
 
     def _path_of(self, rank: int) -> Path:
@@ -58,9 +58,9 @@ class PartialResults:
 
     @property
     def is_begun(self) -> bool:
-        """Whether an unfinished evaluation is there to go on.
+        """Whether there is an unfinished evaluation to continue.
 
-        Raises `PartialResultsError` for a file of that name that is none.
+        Raises `PartialResultsError` if a file of that name is not one.
         """
         for path in self._paths():
             try:
@@ -75,11 +75,11 @@ class PartialResults:
         return bool(self._paths())
 
     def begin(self, *, overwrite: bool) -> None:
-        """Gather what earlier processes left into one clean file: by the main rank, before the others read. Until
-        `close` no other process may.
+        """Merge what earlier processes left into one clean file. Called by the main rank before the others read; holds
+        the lock until `close`.
 
-        Raises `PartialResultsError` when it is of another evaluation, `OccupiedError` when another process is at work
-        on it: what two finish in one file each would remove under the other's hands.
+        Raises `PartialResultsError` if the results belong to another evaluation, and `OccupiedError` if another process
+        is working on them: each of the two would delete the other's results when it is done.
         """
         self._held = hold(self.lock, self.output)
         if overwrite:
@@ -93,13 +93,13 @@ class PartialResults:
                 path.unlink()
 
     def close(self) -> None:
-        """Others may go on with it."""
+        """Release the lock, so that other processes may continue the evaluation."""
         if self._held is not None:
             release(self.lock, self._held)
             self._held = None
 
     def read(self) -> None:
-        """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
+        """Read the finished problems of all ranks. A last line that a crash cut short is skipped."""
         for path in self._paths():
             lines = json_lines(path, grows=True)
             header = next(lines, {"settings": self.settings})
@@ -117,7 +117,7 @@ class PartialResults:
         return self._records.get((suite, policy, problem_id))
 
     def add(self, suite: str, policy: str, outcomes: Sequence[Outcome]) -> None:
-        """Keep the outcomes of problems that were sampled together, in one write."""
+        """Append the outcomes of problems that were sampled together, in one write."""
         records = [{"suite": suite, "contender": policy, **outcome.to_json()} for outcome in outcomes]
         lines = [] if self.path.is_file() else [{"settings": self.settings}]
         with self.path.open("a", encoding="utf-8") as file:
@@ -131,7 +131,7 @@ class PartialResults:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two nested settings, one line each."""
+    """The differences between two nested settings, one line each."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [

@@ -1,7 +1,7 @@
-"""Adapter directories → the policies to measure: the base model, and adapters that the engine can be told to load.
+"""Adapter directories → the policies to measure: the base model, and adapters that the engine can load.
 
-A published version is verified by its manifest. A directory that PEFT wrote elsewhere has none: it is taken as it is,
-after a look at whether vLLM can serve it on this model.
+A published version is verified by its manifest. A directory that PEFT wrote elsewhere has no manifest: it is used as
+it is, after a check that vLLM can serve it on this model.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class Policy:
     """The base model or one adapter on it."""
 
     label: str
-    """What reports call it: the version's key, the name given, or the directory's."""
+    """Its name in reports: the version's key, the name given, or the directory's name."""
     ref: AdapterRef | None = None
     """None for the base model."""
     why: str = ""
-    """Which run it was taken of, and why that version, where a run was given."""
+    """If a run was given: which run it is from, and why this version was chosen."""
     remarks: tuple[str, ...] = ()
-    """What a person should know before trusting it."""
+    """Warnings to consider before trusting its numbers."""
 
 
 BASE_MODEL = Policy(label=BASE)
 
 
 def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> list[Policy]:
-    """The policies of `--adapter [NAME=]DIR`, checked against a model and its configuration.
+    """The policies of `--adapter [NAME=]DIR`, checked against the model and its configuration.
 
-    Raises `AdapterError`, or `ValueError`, for what cannot be measured.
+    Raises `AdapterError` or `ValueError` for an adapter that cannot be measured.
     """
     sizes = layer_sizes(model_config, f"--model {model}") if arguments else {}
     policies = [_policy(argument, model, sizes, all_named=not is_wrapper(model_config)) for argument in arguments]
@@ -66,12 +66,12 @@ def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> li
 
 
 def refuse_unserved(adapter: Path, model_config: Any) -> None:
-    """Raises `ValueError` for an adapter of which vLLM would leave out a part without a word, or that it stops at."""
+    """Raise `ValueError` for an adapter that vLLM would refuse, or of which it would silently ignore a part."""
     check_adaptable(model_config, adapted_layers(adapter), f"--adapter {adapter}", WAY_OUT)
 
 
 def named_version(argument: str) -> tuple[str, Meant]:
-    """`[NAME=]DIR` → the name, or nothing, and the version; the directory's own name may hold the sign."""
+    """`[NAME=]DIR` → the name, if any, and the version. The directory's own name may contain an equals sign."""
     name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
     return name, meant_version(from_home(place))
 
@@ -102,7 +102,7 @@ def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | Non
 
 
 def check_adapter(argument: str) -> tuple[str, Meant]:
-    """`named_version`, where that is a plain LoRA adapter's. Raises `AdapterError`."""
+    """`named_version`, but raises `AdapterError` unless the version is a plain LoRA adapter."""
     name, meant = named_version(argument)
     if not (meant.directory / PEFT_CONFIG).is_file():
         raise AdapterError(f"--adapter {argument}: {_what_is_there(meant.directory)}")
@@ -119,7 +119,7 @@ def _what_is_there(directory: Path) -> str:
 
 
 def _rank_of(settings: dict[str, Any], directory: Path) -> int:
-    """The largest rank of its layers. Raises `AdapterError` for what vLLM cannot serve."""
+    """The largest rank of any layer. Raises `AdapterError` for a rank that vLLM cannot serve."""
     rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     try:
         smallest_allowed_rank(rank)
@@ -129,7 +129,7 @@ def _rank_of(settings: dict[str, Any], directory: Path) -> int:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model as far as names tell: equal, or the same last part of a path or hub id."""
-    with contextlib.suppress(FileNotFoundError):  # a directory of another machine
+    """Whether two names can be of the same model: they are equal, or paths or hub ids with the same last part."""
+    with contextlib.suppress(FileNotFoundError):  # a directory on another machine
         one, other = locate_model(one), locate_model(other)
     return one == other or model_title(one) == model_title(other)

@@ -1,4 +1,4 @@
-"""Suite → prepared suite: its problems rendered, and what its protocol becomes on this model."""
+"""Suite → prepared suite: its problems rendered, and its protocol adapted to this model."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
 PLAIN_TEMPLATE = "problem_solution"
-# Tokenizers of base models often bring the chat template of their instructed siblings, to which they do not listen.
+# Tokenizers of base models often include the chat template of their instruct siblings, which the base models ignore.
 SAYS_BASE = re.compile(r"(?:^|[-_.])base(?:$|[-_.])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedSuite:
-    """A suite as one model is asked it."""
+    """A suite, ready to be sampled from one model."""
 
     suite: Suite
     origin: str
-    """Where the problems were read from, for people."""
+    """Where the problems were read from, for messages and reports."""
     prompts: tuple[Prompt, ...]
     prompt: PromptConfig
     sampling: SamplingConfig
-    """The protocol's, with the template's stop strings."""
+    """The protocol's sampling, with the template's stop strings."""
     answer_forms: tuple[AnswerForm, ...] = ANSWER_FORMS
-    """Where the answer may stand, tried in this order."""
+    """Where to look for the answer, in this order."""
     remarks: tuple[str, ...] = ()
 
 
 def prompt_of(
     options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, trained: TrainedWith | None = None
 ) -> PromptConfig:
-    """The prompt of the training where there was one; else the model's own template, unless it has none or its name
-    says that it is a base model. What was asked for comes before either."""
+    """The prompt of the training, if known; otherwise the model's own chat template, unless it has none or its name
+    says that it is a base model. Options override either."""
     if trained is not None:
         return trained.asked(options.template, options.frame, options.instruction)
     template = options.template
@@ -62,16 +62,16 @@ def prepare_suite(
     context: int,
     trained: TrainedWith | None = None,
 ) -> PreparedSuite:
-    """The suite as what was `trained` so is asked it, or as its own protocol says.
+    """Prepare a suite with the settings of the training, if known, or else by its own protocol.
 
-    Raises `ValueError` when a problem leaves no room for an answer in the model's `context` tokens.
+    Raises `ValueError` if a problem leaves no room for an answer in the model's `context` tokens.
     """
     prompt = prompt_of(options, suite, tokenizer, trained)
     renderer = Renderer(tokenizer, prompt)
     generated = trained.generated if trained is not None and trained.generated else ASKED_OF_EMBEDDED
     loaded = load_suite(suite, options.data_dir, options.limit, generated, columns=options.columns)
     prompts = tuple(renderer.render_all(loaded.problems))
-    # The protocol's length is that of sums.
+    # The protocol's max_tokens is meant for sums, so a run on other tasks brings its own.
     longest = trained.max_tokens if trained is not None and trained.tasks and suite.source == GENERATOR else None
     sampling = sampling_of(
         suite,

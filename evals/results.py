@@ -1,4 +1,4 @@
-"""Outcomes of an evaluation → what its files say: one JSON, a Markdown table beside it, and the samples on request."""
+"""Outcomes of an evaluation → its files: a JSON report, Markdown tables next to it, and on request the samples."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteResult:
-    """Everything known about one suite."""
+    """All results of one suite."""
 
     prepared: PreparedSuite
     reports: tuple[EvalReport, ...]
     differences: dict[str, Difference]
-    """Label → the adapter's difference from the base model, where that was measured."""
+    """Label → the adapter's difference from the base model, if that was measured."""
     contamination: Contamination | None
 
     def to_json(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class SuiteResult:
 
 
 def describe(prepared: PreparedSuite) -> dict[str, Any]:
-    """What a score on the suite depends on, apart from the model."""
+    """Everything that a score on the suite depends on, apart from the model."""
     problems = [prompt.problem for prompt in prepared.prompts]
     return {
         "suite": prepared.suite.name,
@@ -77,7 +77,7 @@ def result_of(
 def write_samples(
     path: Path, suites: Sequence[PreparedSuite], policies: Sequence[Policy], partial: PartialResults
 ) -> None:
-    """Every sample, one JSON object a line, under the names that rollouts have: `rewards.audit` reads it."""
+    """Write every sample as JSON Lines, with the field names of rollouts, so that `rewards.audit` can read the file."""
     scratch = path.with_name(f".{path.name}.partial")
     with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         for prepared in suites:

@@ -1,4 +1,4 @@
-"""Suites × policies → outcomes: sampled in batches from one engine, each kept as soon as it is graded."""
+"""Suites × policies → outcomes: sampled in batches from one engine, each batch saved as soon as it is graded."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rollout.types import Prompt
 class Batch:
     """Problems that are sampled together.
 
-    Where batches begin does not depend on what is finished already: a completion may depend on what it shares its batch
-    with, and an interrupted evaluation shall end like one that was not.
+    The split into batches does not depend on what is already finished: a completion may depend on the others in its
+    batch, and an interrupted evaluation must end with the same results as an uninterrupted one.
     """
 
     prepared: PreparedSuite
@@ -32,7 +32,7 @@ class Batch:
 
 
 def batches_of(suites: Sequence[PreparedSuite], policies: Sequence[Policy], completions: int) -> list[Batch]:
-    """All the work, in batches of about so many completions."""
+    """All the work, in batches of about `completions` completions."""
     batches = []
     for prepared in suites:
         size = max(1, completions // prepared.sampling.n)
@@ -43,7 +43,7 @@ def batches_of(suites: Sequence[PreparedSuite], policies: Sequence[Policy], comp
 
 
 def unfinished(batches: Sequence[Batch], partial: PartialResults) -> list[Batch]:
-    """Batches of which a problem is not among the partial results."""
+    """The batches with a problem that is not among the partial results."""
     return [
         batch
         for batch in batches
@@ -60,11 +60,11 @@ def sample(
     progress: Callable[[Batch, list[Outcome]], Any],
     at_once: int = 1,
 ) -> None:
-    """Sample, grade and keep every batch; `progress` is told of each.
+    """Sample, grade and save every batch, and call `progress` after each.
 
-    The next one is begun while fewer than `at_once` completions are sampled: with 1, when the one before it is kept. A
-    batch that is there is graded while others are sampled. A problem's samples have seeds of their own, the same for
-    every policy: differences owe less to chance.
+    The next batch starts when fewer than `at_once` completions are being sampled: with 1, once the one before it is
+    saved. A finished batch is graded while others are sampled. Each problem has its own seeds, which are the same for
+    every policy, so that differences between policies depend less on chance.
     """
     waiting, going = deque(batches), dict[InFlight, Batch]()
     spent_s = defaultdict[InFlight, float](float)
@@ -81,7 +81,7 @@ def sample(
                 going[begin(batch, engine, seed)] = batch
             left, start = {one: one.left for one in going}, time.monotonic()
             there = engine.advance()
-            for one, count in left.items():  # of batches side by side each has its completions' share of the time
+            for one, count in left.items():  # concurrent batches share the time in proportion to their completions
                 spent_s[one] += (time.monotonic() - start) * count / sum(left.values())
             for one in there:
                 graded.append((going.pop(one), thread.submit(grade_groups, one.groups(), grader, spent_s.pop(one))))
@@ -95,7 +95,7 @@ def begin(batch: Batch, engine: StreamingEngine, seed: int) -> InFlight:
 
 
 def outcomes_of(prepared: PreparedSuite, policy: Policy, partial: PartialResults) -> list[Outcome]:
-    """Everything a policy answered to a suite, in the suite's order. All of it must be finished."""
+    """All outcomes of a policy on a suite, in the suite's order. All must be finished."""
     outcomes = []
     for prompt in prepared.prompts:
         record = partial.find(prepared.suite.name, policy.label, prompt.problem.id)

@@ -1,7 +1,7 @@
-"""Suite name → problems, and how they are asked, sampled and graded.
+"""Suite name → problems, and how they are prompted, sampled and graded.
 
-A suite's version goes up with any change that can move a score: its problems, the sentence after them, the
-sampling, where the answer may stand, or a rule of docs/rewards.md that its answers meet.
+A suite's version goes up with any change that can change a score: to its problems, the sentence after them, the
+sampling, the answer form, or a rule in docs/rewards.md that applies to its answers.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from rollout.types import Problem
 
 NO_COLUMNS = ColumnsConfig()
 FILE_SPLIT = "test"
-"""What is read of a directory that holds several splits."""
+"""The split that is read from a directory with several."""
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
 EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
 ASKED_OF_EMBEDDED = (DataConfig(source=ARITHMETIC, arithmetic=EMBEDDED_SUMS),)
-"""What `held_out` asks where nothing says what was trained on: the problems of the embedded example."""
+"""The problems of `held_out` if the training data is not known: those of the embedded example."""
 GENERATOR = ARITHMETIC
-"""`Suite.source` of what is generated, whatever the generator."""
+"""`Suite.source` of generated suites, whatever the generator."""
 ANSWER_FORMS: tuple[AnswerForm, ...] = ("boxed",)
-"""Where the answer to any suite may stand when `python -m evals` grades; a training run has its own."""
-# Of several samples of a suite that is greedy by itself: what models are usually published with.
+"""Where `python -m evals` looks for answers in all suites; a training run has its own setting."""
+# For several samples of a suite whose protocol is greedy: the values that models are usually published with.
 SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 0.6, 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A fixed set of problems with a protocol. Training takes the problems and its own `eval` settings instead.
+    """A fixed set of problems with a protocol. Training uses only the problems, with its own `eval` settings.
 
     Example: `SUITES["aime2024"]`
     """
@@ -50,15 +50,15 @@ class Suite:
     name: str
     version: int
     source: str
-    """Entry of the sources table, which holds the dataset's revision; or `GENERATOR`, or `jsonl` for a file."""
+    """Its entry in the table of sources, which has the dataset's revision; or `GENERATOR`, or `jsonl` for a file."""
     file: str = ""
-    """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path, whatever its format."""
+    """The name of its file in a data directory, without `.jsonl`; for a `jsonl` suite the path, in any format."""
     parts: tuple[str, ...] = ()
-    """Files that hold it together, for a directory without `file`."""
+    """Files that together hold the suite, for a directory without `file`."""
     size: int | None = None
-    """Problems of the whole suite; another number was read from damaged or different data."""
+    """The number of problems in the whole suite; any other number means damaged or different data."""
     instruction: str | None = BOXED_INSTRUCTION
-    """Sentence after the problem."""
+    """The sentence after the problem."""
     n: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -66,7 +66,7 @@ class Suite:
 
 
 def _aime(year: int) -> Suite:
-    # 30 problems at p = 0.2 have a standard error of 7.3 points with one sample each, of 1.8 with 16.
+    # At p = 0.2, 30 problems have a standard error of 7.3 points with one sample each, and of 1.8 with 16.
     name = f"aime{year}"
     return Suite(
         name=name, version=1, source=name, file=name, size=30, n=16, temperature=0.6, top_p=0.95, max_tokens=32_768
@@ -94,9 +94,9 @@ SUITES: dict[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name, or one made of a file of problems.
+    """The suite with that name, or a suite made from that file of problems.
 
-    Raises `ValueError` for a name that is neither.
+    Raises `ValueError` if the name is neither.
     """
     if name in SUITES:
         return SUITES[name]
@@ -106,7 +106,7 @@ def find_suite(name: str) -> Suite:
 
 
 def suite_name(name: str) -> str:
-    """What a suite is called in reports: one of a file after the file, without passing for a suite of the table."""
+    """The suite's name in reports. A suite made from a file is called after it, but never the same as one in SUITES."""
     if name in SUITES or not is_file_name(name):
         return name
     stem = stem_of(name)
@@ -114,7 +114,7 @@ def suite_name(name: str) -> str:
 
 
 def suite_hub_items(suite: Suite, data_dir: str | None, key: str, instead: str) -> list[HubItem]:
-    """What reading the suite would ask the hub for; `key` is where a person named it."""
+    """What reading the suite needs from the hub. `key` is the setting or option that named the suite."""
     if suite.source in (GENERATOR, "jsonl") or data_dir is not None:
         return []
     return hub_items(DataConfig(source=suite.source), key, instead)
@@ -130,10 +130,10 @@ def sampling_of(
     min_p: float = 0.0,
     max_tokens: int | None = None,
 ) -> SamplingConfig:
-    """The suite's sampling with what was asked for in its place.
+    """The suite's sampling with the given overrides.
 
-    Several samples of a greedy suite are drawn at temperature 0.6, top_p 0.95; greedy ones of any suite are one each.
-    Raises `ValueError` for several greedy samples.
+    Several samples of a greedy suite are drawn at temperature 0.6, top_p 0.95; greedy sampling of any suite draws one
+    sample. Raises `ValueError` for several greedy samples.
     """
     samples = n or (1 if temperature == 0 else suite.n)
     several = samples > 1 and suite.temperature == 0
@@ -163,11 +163,11 @@ def load_suite(
     column_option: str = "--{role}={name}",
     with_extra: bool = False,
 ) -> Loaded:
-    """The suite's problems, in their own order, and which rows were dropped.
+    """The suite's problems, in their own order, and the rows that were dropped.
 
-    `generated` are the generated sources, of which `held_out` asks the parts that training never sees, of several
-    equally much. A suite of a file may have its problem and answer under the names of `columns`. `data_dir_key` is what
-    a message calls the directory, `column_option` how a column is named; `with_extra` as in `load_problems`.
+    `held_out` takes its problems from the held-out parts of the `generated` sources, which training never sees, in
+    equal numbers. `columns` names the problem and answer columns of a suite that is a file. In messages, `data_dir_key`
+    stands for the directory and `column_option` for the option that names a column; `with_extra` as in `load_problems`.
     """
     loaded = Loaded([])
     if suite.source == GENERATOR:
@@ -186,7 +186,7 @@ def load_suite(
         part = load_problems(
             data, split="held_out", seed=HELD_OUT_SEED, key=key, column_option=column_option, with_extra=with_extra
         )
-        # What is sampled is kept by id, and files may have numbered their problems alike.
+        # Samples are saved by id, and two files may have used the same ids.
         taken = {problem.id for problem in loaded.problems}
         loaded.problems.extend(
             replace(one, id=f"{Path(path or suite.name).stem}-{one.id}") if one.id in taken else one
@@ -198,8 +198,8 @@ def load_suite(
 
 
 def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> None:
-    """Raises `FileNotFoundError` for a directory or a file that is not there, and `TextFileError` for what is no
-    file of problems by its first bytes."""
+    """Raise `FileNotFoundError` for a missing directory or file, and `TextFileError` for a file whose first bytes show
+    that it holds no problems."""
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"{data_dir_key}: no such directory: {data_dir}")
     for file in map(Path, suite_files(suite, data_dir)):
@@ -212,13 +212,13 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
 
 
 def columns_in(path: str, columns: ColumnsConfig, key: str) -> ColumnsConfig:
-    """Those of the named columns that the first row of a file has."""
+    """The given columns that the first row of a file has."""
     _, row = next(rows_of(Path(path), lambda *_: None, key, FILE_SPLIT), ("", {}))
     return ColumnsConfig(**{role: name for role, name in columns if name is not None and has_column(row, name)})
 
 
 def generated_by(data: DataConfig) -> tuple[DataConfig, ...]:
-    """What `held_out` asks in a run on this data: its generated sources, each once; without any, its sums."""
+    """The sources of `held_out` in a run on this data: its generated sources, each once, or the sums if it has none."""
     parts = [part.config for part in parts_of(data) if part.config.source in GENERATED]
     bare = [
         DataConfig(source=one.source, arithmetic=one.arithmetic, task=one.task, task_settings=one.task_settings)
@@ -230,7 +230,7 @@ def generated_by(data: DataConfig) -> tuple[DataConfig, ...]:
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
-    """The files a suite is read from; none when it comes from the hub or the generator."""
+    """The files that a suite is read from; none if it comes from the hub or a generator."""
     if suite.source == "jsonl":
         return (suite.file,)
     if suite.source == GENERATOR or data_dir is None:
@@ -241,7 +241,7 @@ def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
 
 
 def origin_of(suite: Suite, data_dir: str | None, generated: Sequence[DataConfig] = ASKED_OF_EMBEDDED) -> str:
-    """Where the problems come from, for people: hub dataset and revision, file names, or the generator."""
+    """Where the problems come from, for messages: hub dataset and revision, file names, or the generator."""
     files = suite_files(suite, data_dir)
     if files:
         return " + ".join(Path(file).name for file in files)
@@ -253,6 +253,6 @@ def origin_of(suite: Suite, data_dir: str | None, generated: Sequence[DataConfig
 
 
 def digest_of(problems: Sequence[Problem]) -> str:
-    """SHA-256 of the texts and answers, in whatever order: equal digests were the same questions."""
+    """SHA-256 of the texts and answers, independent of their order: equal digests mean the same problems."""
     lines = sorted(json.dumps([problem.text, problem.answer]) for problem in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

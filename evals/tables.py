@@ -1,4 +1,4 @@
-"""Results of a suite → tables, for the terminal and for Markdown."""
+"""Results of a suite → tables for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table of text: the first column names the row."""
+    """A table of text whose first column names the row."""
 
     header: Row
     rows: Sequence[Row]
@@ -52,7 +52,7 @@ def markdown_of(result: SuiteResult) -> str:
 
 
 def headline(result: SuiteResult) -> str:
-    """What was asked, and how."""
+    """One line about what was measured, and how."""
     prepared, report = result.prepared, result.reports[0]
     s = prepared.sampling
     how = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, {_kept(s)}"
@@ -63,7 +63,7 @@ def headline(result: SuiteResult) -> str:
 
 
 def _kept(sampling: SamplingConfig) -> str:
-    """What of the distribution is sampled from."""
+    """The truncation of the sampling distribution."""
     given = {"top_p": sampling.top_p, **sampling.truncation()}
     return ", ".join(f"{key} {value:g}" for key, value in given.items())
 
@@ -85,7 +85,7 @@ def grids_of(result: SuiteResult) -> list[Grid]:
 
 
 def lines_of(result: SuiteResult) -> list[str]:
-    """Comparisons with the base model, and what a reader should know."""
+    """Comparisons with the base model, and remarks for the reader."""
     remarks = [result.contamination.describe()] if result.contamination else []
     return [
         *(difference_line(label, difference) for label, difference in result.differences.items()),
@@ -153,6 +153,6 @@ def percent(value: float) -> str:
 
 
 def score(value: float, interval: tuple[float, float]) -> str:
-    """A score with its interval, in per cent."""
+    """A score and its interval, in per cent."""
     low, high = (100 * end for end in interval)
     return f"{100 * value:.1f} % ({low:.1f}–{high:.1f})"

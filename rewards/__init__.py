@@ -4,19 +4,19 @@
     with Grader(workers=2, timeout_s=5.0) as grader:
         results = grader.grade([(completion, reference), …])  # .verdict, .reward, .extracted
 
-From the ground up, nothing importing what stands above it:
+From the bottom up; nothing imports from a line below its own:
 
-    types, config                   what is asked, what is answered, and what a run may set
+    types, config                   a grader's input, its output, and what a run can set
     extraction/                     completion → its final answer as text
     reading/                        answer text → what kind of answer it is
     equality/                       two answers as read → equal or not
-    judge, function                 one completion and its reference → a judgement; a user's own function
+    judge, function                 one completion and its reference → a judgement; a user's own reward function
     workers/                        requests → replies, by processes that judge within limits and can be killed
-    shaping, grader                 what is added to the reward, and the public face
-    check, audit                    the commands, with records, overlap and second_opinion beside them
+    shaping, grader                 what is added to the reward, and the public interface
+    check, audit                    the commands; records, overlap and second_opinion are their helpers
 
-Importing this package is cheap and loads no mathematics: sympy and math-verify live in worker processes
-only, where they can be limited and killed. What counts as correct is written down in docs/rewards.md.
+Importing this package is cheap: sympy and math-verify are loaded only in worker processes, where they can be
+limited and killed. What counts as correct is documented in docs/rewards.md.
 """
 
 from rewards.config import RewardConfig

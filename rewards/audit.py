@@ -1,10 +1,10 @@
-"""Where do other judges disagree with the verdicts of rollouts? For finding false negatives by eye.
+"""Rollouts → completions on which other judges disagree with the verdict, to find false negatives by eye.
 
     python -m rewards.audit RUN_OR_ROLLOUTS … [--output DISAGREEMENTS.jsonl]
 
-Every completion is graded again and shown to two other judges: equal text or number, and math-verify with
-lenient settings. A completion that is not correct for us but for one of them may be a false negative; one
-that is correct for us and for none of them may be a false positive. Neither is an error by itself.
+Every completion is graded again and given to two other judges: equality of text or number, and math-verify with
+lenient settings. A completion that one of them accepts and we do not may be a false negative; one that we accept
+and neither of them does may be a false positive. Neither is an error by itself.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def compare(row: Row, result: GradeResult) -> Row | None:
 
 
 def forms_of(rollouts: Path) -> tuple[str, ...]:
-    """Where the run whose completions these are looked for answers; boxed where no run lies around the file.
+    """The answer forms of the run that wrote this file, or boxed if the file is not in a run directory.
 
-    Raises `ValueError` for a configuration that is damaged.
+    Raises `ValueError` if the run's configuration is damaged.
     """
     config = rollouts.absolute().parent.parent / "config.yaml"
     settings = read_settings(config).get("rewards") if config.is_file() else None
@@ -90,9 +90,9 @@ def _item(row: Row) -> GradeItem:
 
 
 def rollout_files(given: Sequence[Path]) -> list[Path]:
-    """The files that are meant: those of a run, or of any directory, in the order of their names.
+    """The rollout files to audit: the given files, and those in the given runs or other directories, sorted by name.
 
-    Raises `BadRecord` for a directory without one.
+    Raises `BadRecord` for a directory without such files.
     """
     found: list[Path] = []
     for path in given:
@@ -108,7 +108,7 @@ def rollout_files(given: Sequence[Path]) -> list[Path]:
 
 
 def disagreements(files: Sequence[Path], config: RewardConfig, progress: Progress) -> tuple[int, list[Row]]:
-    """Number of completions read, and what was found."""
+    """The number of completions graded, and the disagreements found."""
     found: list[Row] = []
     count = 0
     task = progress.add_task("grading again", total=None)

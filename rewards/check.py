@@ -1,9 +1,9 @@
-"""Is a problem file fit to train on? Ungradable references, repeats, overlap with evaluation files.
+"""Problem file → what makes it unfit for training: ungradable references, repeats, overlap with evaluation files.
 
     python -m rewards.check DATA [--against EVAL.jsonl …] [--output REPORT.jsonl]
 
-Every reference is graded against itself, in the same workers that grade training. Exit status 1 when a
-reference cannot be graded or a problem overlaps a file given with --against, so that a script can stop.
+Every reference is graded against itself, in the same kind of workers that grade in training. The exit status is 1 if
+a reference cannot be graded or a problem overlaps a file given with --against, so that a script can stop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing a user should look at."""
+    """One problem with the file that the user should look at."""
 
     kind: str
     """`unusable`, `ungradable`, `text_only`, `left_out`, `repeat` or `overlap`."""
@@ -45,10 +45,10 @@ class Finding:
 
 
 def load(path: Path, columns: Columns, key: str, split: str | None = None) -> tuple[list[ProblemRow], list[Finding]]:
-    """The rows that training would take, read as it reads them, and why it drops the others. Those without an answer
-    are kept: they cannot be graded.
+    """The rows that training would keep, read as training reads them, and why it drops the others. Rows without an
+    answer are kept here, to be reported as ungradable.
 
-    Raises `BadRecord` where none is left.
+    Raises `BadRecord` if no row is left.
     """
     found: list[Finding] = []
 
@@ -72,12 +72,12 @@ def _first(found: list[Finding]) -> str:
 
 
 def different(rows: list[ProblemRow]) -> int:
-    """How many problems there are, spacing aside."""
+    """The number of distinct problems, ignoring whitespace."""
     return len({" ".join(row.asked.text.split()) for row in rows})
 
 
 def ungradable(rows: list[ProblemRow], grader: Grader, progress: Progress) -> list[Finding]:
-    """References that are not correct against themselves."""
+    """References that are not graded correct against themselves."""
     found = []
     task = progress.add_task("grading references against themselves", total=len(rows))
     for chunk in chunks(iter(rows), CHUNK):
@@ -90,7 +90,7 @@ def ungradable(rows: list[ProblemRow], grader: Grader, progress: Progress) -> li
 
 
 def text_only(rows: list[ProblemRow], workers: int, timeout_s: float, progress: Progress) -> list[Finding]:
-    """References that only their own text can equal: graded, but an answer in other words is missed."""
+    """References that only their own text can equal: they can be graded, but an answer in other words is missed."""
     config = RewardConfig(workers=workers, timeout_s=timeout_s, function="rewards.second_opinion:understands")
     found = []
     task = progress.add_task("reading references", total=len(rows))
@@ -105,7 +105,7 @@ def text_only(rows: list[ProblemRow], workers: int, timeout_s: float, progress: 
 
 
 def left_out(rows: list[ProblemRow]) -> list[Finding]:
-    """Problems that stand later in a chat, of which training asks the last turn of the user alone."""
+    """Problems that come after other turns of a chat: training asks only the user's last turn."""
     return [Finding("left_out", row.id, f"asked is {row.asked.text[:80]!r}") for row in rows if row.asked.continues]
 
 
@@ -118,8 +118,8 @@ def repeats(rows: list[ProblemRow]) -> list[Finding]:
 
 
 def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Finding]:
-    """Problems that an evaluation file holds as well; its columns are named as the data's, or as the project names
-    them. Of several splits `test` is read, as evaluations do."""
+    """Problems that are also in an evaluation file, whose columns have the data's names or the project's defaults. From
+    a file with several splits, `test` is read, as in an evaluation."""
     key, split = "--against", "test"
     _, first = next(rows_of(other, lambda *_: None, key, split), ("", {}))
     others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), key, split)

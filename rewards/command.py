@@ -1,4 +1,4 @@
-"""What the commands say of their own use: help, and one line where an option is unknown, incomplete or out of range."""
+"""Command line → help, or a one-line error for an option that is unknown, incomplete or out of range."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-# `-1` is a value.
+# A letter must follow the dashes: `-1` is a value.
 OPTION = re.compile(r"--?[a-zA-Z]")
-# What the parser raises of arguments that it cannot take; typer has no name of its own for it.
+# What the parser raises for arguments that it cannot take; typer does not export this class.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 # Shells fill in a `~` at the beginning of a word alone. What is sampled from is told as it is written.
 FROM_HOME = re.compile(r"(--(?!model=)[a-z-]+=)?(~/.*)", re.DOTALL)
 EXTRA = "got unexpected extra argument"
-# How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
+# The wording of torch, the CUDA libraries and the system; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
-# How the system, Python of a thread, and C++ of one say that there are no more; the shell's option, and its number.
+# How the system (about files), Python and C++ (about threads) report that a limit is reached → the limit's option of
+# `ulimit` and its resource number.
 LIMITS = {
     "Too many open files": ("-n", resource.RLIMIT_NOFILE),
     "can't start new thread": ("-u", resource.RLIMIT_NPROC),
     "Resource temporarily unavailable": ("-u", resource.RLIMIT_NPROC),
 }
 
-# What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
+# DeepSpeed's launcher gives each of its processes this argument, besides the variable LOCAL_RANK, which we read.
 OF_LAUNCHER = "--local_rank={}"
-# What MPI and Slurm call the number of a process on its machine.
+# The names that MPI and Slurm have for LOCAL_RANK.
 LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
-# So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
+# How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
+# them exits.
 FIRST_SAYS_S = 10.0
 
 
 def say_error(message: str, code: int) -> None:
-    """One line of stderr.
+    """Print an error as one line on stderr.
 
-    What a person can correct (code 2) and a request to stop (128 and more) are mostly the same in all processes of a
-    launcher: the first one of a machine says so, and another only where it alone has something to say.
+    User errors (code 2) and requests to stop (128 and above) are usually the same in all processes of a launcher, so
+    the first process on a machine reports them. Another reports a user error only if it turns out to be its own: if the
+    launcher does not end it within `FIRST_SAYS_S`.
     """
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
@@ -57,8 +60,8 @@ def say_error(message: str, code: int) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Say a line of rich's markup. Where it cannot be written, as on a full disk behind `> log.txt 2>&1`, stderr leads
-    nowhere from here on: no command ends, or with another exit code, for want of a place for what it says."""
+    """Print a line of rich markup on stderr. If that fails, as on a full disk behind `> log.txt 2>&1`, redirect stderr
+    to /dev/null from then on: no command should fail, or change its exit code, because it cannot print."""
     try:
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
     except OSError:
@@ -66,7 +69,7 @@ def to_stderr(text: str) -> None:
 
 
 def lead_nowhere(stream: IO[str]) -> None:
-    """What Python still holds of it would fail again when the program ends, and be its exit code."""
+    """Redirect a stream to /dev/null. Otherwise flushing its buffer at exit would fail again and set the exit code."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
         os.dup2(nowhere.fileno(), stream.fileno())
 
@@ -87,18 +90,18 @@ def write_rows(output: Path | None, rows: Iterable[Any]) -> None:
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """What an error says of memory that could not be had, of the machine or of a card; None where it is another."""
+    """The first line of an out-of-memory error, of the machine or of a GPU; None for any other error."""
     said = str(error).partition("\n")[0]
     if isinstance(error, MemoryError):
         return said or "the machine gives no more"
     if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(said):
-        return said.partition(" If reserved but unallocated")[0]  # the rest is of one setting of torch
+        return said.partition(" If reserved but unallocated")[0]  # the rest is advice about a setting of torch
     return None
 
 
 def limit_reached(error: Exception) -> str | None:
-    """What a person is told where a library says of a limit of the shell's, or of a container's, that it was reached;
-    None of another error. Python's own error of files is an `OSError`."""
+    """The message for a library's error about a limit of the shell or container that was reached; None for any other
+    error. Python's own error about open files is an `OSError`."""
     if not isinstance(error, RuntimeError):
         return None
     said = str(error).partition("\n")[0]
@@ -112,37 +115,39 @@ def limit_reached(error: Exception) -> str | None:
 
 
 FILE = "FILE"
-"""Stands in the metavar of an option that takes one."""
+"""The metavar of an option that takes a file contains this."""
 STANDARD = ("stdin", "stdout", "stderr")
 
 
 def open_what_is_closed() -> None:
-    """A standard stream that was closed (`>&-`) leads nowhere: libraries write to it unasked, and the next file that is
-    opened would have its number, and what their C code prints in it."""
+    """Open closed standard streams (`>&-`) on /dev/null. Otherwise the next file to be opened would get the stream's
+    number, and whatever the libraries' C code prints would end up in it."""
     for number, name in enumerate(STANDARD):
         if getattr(sys, name) is not None:
             continue
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.dup2(opened, number)
             os.set_inheritable(number, True)
         setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
 def say_what_can_be_said() -> None:
-    """Where the terminal, or the file in its place, has no sign for a character, its number is written, as Python does
-    on stderr. No command ends for a dash that an old locale does not know, or for a file's name."""
+    """Escape characters that the encoding of stdout lacks, as Python does on stderr. No command should fail on a dash
+    that an old locale does not know, or on a file name."""
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding.lower() != "utf-8"):
         out.reconfigure(errors="backslashreplace")
 
 
 def settle_rank() -> None:
-    """Which of a launcher's processes this is, for all who ask: RANK without a number of ranks is left of another
-    program, and who goes by it would not say how the command ends. A cluster that gives each process a machine of its
-    own, as a PyTorchJob does, tells it no number there."""
+    """Make RANK and LOCAL_RANK consistent for all code that reads them.
+
+    RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. A
+    cluster that gives each process its own machine, as a PyTorchJob does, sets no LOCAL_RANK.
+    """
     given = os.environ
     if "WORLD_SIZE" not in given:
         for name in ("RANK", "LOCAL_RANK"):
@@ -154,7 +159,7 @@ def settle_rank() -> None:
 
 
 def _told_to_leave(within_s: float) -> bool:
-    """Wait for SIGTERM, which is taken: the process ends as it was about to."""
+    """Wait for SIGTERM and consume it, so that the process exits with the code that it was about to exit with."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         return signal.sigtimedwait({signal.SIGTERM}, within_s) is not None
@@ -163,7 +168,7 @@ def _told_to_leave(within_s: float) -> bool:
 
 
 class Command(TyperCommand):
-    """A command whose help shows a switch as one, not as an option that takes a <bool>."""
+    """A command with one-line errors, whose help shows a switch as a switch rather than as taking a <bool>."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_what_is_closed()
@@ -203,8 +208,8 @@ class Command(TyperCommand):
             raise typer.Exit(2) from None
 
     def _directory_for_file(self, ctx: Any, args: Sequence[str]) -> str:
-        """What a person is told of an option that takes a file and is given `DIR/`: as a path it would be a file of
-        that name. Nothing where none is."""
+        """The message for an option that takes a file but is given `DIR/`, which a `Path` would turn into a file named
+        DIR; empty if there is no such option."""
         for param in self._options(ctx):
             if FILE in str(param.metavar) and (told := _as_given(param, args)).endswith(("/'", '/"')):
                 return f"{told}, which names a directory: give the name of a file in it"
@@ -228,12 +233,11 @@ class Command(TyperCommand):
             raise typer.Exit(1) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
-        """What may have been meant by the first of these arguments, which is none of the known options."""
+        """A suggestion for the first of these arguments, which is not a known option."""
         return ""
 
     def option_meant(self, ctx: Any, args: Sequence[str]) -> str:
-        """What a person is told of the first of these arguments that is an option of the command but for its dashes;
-        nothing where none is."""
+        """The message for the first of these arguments that is an option without its dashes; empty if there is none."""
         for arg in args:
             name, equals, value = (part.strip() for part in arg.partition("="))
             for param in self._options(ctx):
@@ -243,7 +247,7 @@ class Command(TyperCommand):
         return ""
 
     def _told(self, error: Any, ctx: Any, args: Sequence[str]) -> str:
-        """What the parser found wrong, with the name, the value, and what is wanted."""
+        """The parser's error with the parameter's name, its value and what is expected."""
         params, option = self.get_params(ctx), getattr(error, "option_name", None)
         if option is not None:
             param = next(each for each in params if option in (*each.opts, *each.secondary_opts))
@@ -271,13 +275,13 @@ def _name(param: Any) -> str:
 
 
 def _written(param: Any) -> str:
-    """An option as it is to be written: `--card TFLOPS TB/S`."""
+    """An option with the placeholder of its value: `--card TFLOPS TB/S`."""
     return f"{_name(param)} {param.metavar or 'VALUE'}"
 
 
 def _as_given(param: Any, args: Sequence[str]) -> str:
-    """A parameter and its value, as a person wrote them."""
-    for index, arg in reversed([*enumerate(args)]):  # of several the last holds
+    """A parameter and its value, as the user wrote them."""
+    for index, arg in reversed([*enumerate(args)]):  # the last occurrence wins
         name, equals, value = arg.partition("=")
         if name in param.opts:
             return f"{name} is {value if equals else ' '.join(args[index + 1 : index + 1 + param.nargs])!r}"

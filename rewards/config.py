@@ -10,7 +10,7 @@ AnswerForm = Literal["boxed", "answer_is", "gsm8k_hashes"]
 
 
 class RewardConfig(BaseModel):
-    """How completions are graded and what is added to the reward. Everything but the verdict is off."""
+    """How completions are graded and what is added to the reward. By default, only the verdict counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,10 +1,10 @@
-"""A user's reward function, by import path: found, called by its own convention, its value checked.
+"""Import path → a user's reward function, called by its own convention, with its return value checked.
 
-`package.module:name` is a function of yours, `trl:name` one of TRL's. A function with a parameter `completions` or
-`completion_ids` is called as TRL calls it, with lists, here of one; any other with completion, reference and problem.
-Either is given what it has parameters for, and all of it when it takes `**kwargs`. The data's other columns are
-given by their names too, where those are none of ours. A function that makes the reward
-function (TRL's `get_…`) is called with `function_arguments` first.
+`package.module:name` is a user's function, `trl:name` one of TRL's. A function with a parameter `completions` or
+`completion_ids` is called as TRL calls it, with lists, here of length one; any other with completion, reference and
+problem. A function gets only the arguments that it has parameters for, or all of them if it takes `**kwargs`. The
+data's other columns are passed by name too, unless the name is one of ours. A function that makes the reward function
+(TRL's `get_…`) is first called with `function_arguments`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Arguments = dict[str, Any]
 
 
 def load(path: str, arguments: dict[str, Any]) -> Call:
-    """The function behind an import path, as a call on one request.
+    """The function behind an import path, wrapped to be called with one request.
 
-    Raises what the import raises, `AttributeError` when the module has no such name, and `TypeError` for what is no
-    function; the call raises it where the function asks for what there is not.
+    Raises what the import raises, `AttributeError` if the module has no such name, and `TypeError` if the name is not a
+    function. The call raises `TypeError` if the function requires an argument that does not exist.
     """
     module_name, _, name = path.partition(":")
     module = _imported(TRL_MODULE if module_name == "trl" else module_name)
@@ -53,14 +53,14 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
+            raise  # it is missing an import of its own
         raise ModuleNotFoundError(
             f"no module {error.name!r} in {Path.cwd()}, on PYTHONPATH or among the installed packages"
         ) from None
 
 
 def _taken(parameters: Any, offered: tuple[str, ...]) -> tuple[str, ...]:
-    """What of the offered arguments a function is called with. Raises `TypeError` when it asks for others."""
+    """The offered arguments that the function takes. Raises `TypeError` if it requires others."""
     kinds = {parameter.kind for parameter in parameters.values()}
     unknown = [
         name
@@ -86,9 +86,9 @@ def _item(request: dict[str, Any]) -> Arguments:
 
 
 def _lists(request: dict[str, Any]) -> Arguments:
-    """TRL's convention. The columns of a dataset are those of a problem file; `solution` and `ground_truth` are what
-    TRL's own functions and its documentation call the answer. Token ids are not known here: zeros stand for them, so
-    only their number counts."""
+    """Arguments by TRL's convention. The dataset's columns are those of the problem file; `solution` and `ground_truth`
+    are the names that TRL's functions and documentation use for the answer. Token ids are not known here: zeros stand
+    in for them, so that only their number is meaningful."""
     problem, reference = request.get("problem", ""), [request["reference"]]
     return {
         **{name: [value] for name, value in request.get("extra", {}).items()},
@@ -103,8 +103,8 @@ def _lists(request: dict[str, Any]) -> Arguments:
 
 
 class _Turn(str):
-    """A text that is also the list of its one message: TRL hands functions texts or, of a chat, lists of messages, and
-    they read `completion` or `completion[0]["content"]`."""
+    """A text that is also a list of one chat message. TRL passes either texts or lists of messages, and functions read
+    `completion` or `completion[0]["content"]` accordingly."""
 
     role: str
     __slots__ = ("role",)
@@ -136,7 +136,7 @@ def _only_value(values: Any) -> Any:
 
 
 def _checked(value: Any) -> float | None:
-    """None says that the completion is not scored; anything else must be a finite number."""
+    """The function's return value: None, if the completion is not to be scored, or a finite number."""
     if value is None:
         return None
     if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):

@@ -1,4 +1,4 @@
-"""Completions and references → verdicts and rewards: the public face of this package."""
+"""Completions and references → verdicts and rewards: the public interface of this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Gradable = GradeItem | tuple[str, str]
 
 
 class Grader:
-    """Grades in worker processes that start with the first item and can be killed one by one.
+    """Grades in worker processes that start with the first item and can be killed individually.
 
     May be used from several threads (calls take turns) and from asyncio through `asyncio.to_thread`.
     A forked child that inherits a grader starts workers of its own.
@@ -39,7 +39,7 @@ class Grader:
         config: RewardConfig | None = None,
         tasks: Sequence[Task] = (),
     ) -> None:
-        """`tasks`: the generated tasks whose own scorers are needed."""
+        """`tasks` are the generated tasks whose scorers are needed."""
         self._tasks = [{"name": task.name, "settings": dict(task.settings)} for task in tasks]
         self.config = config or RewardConfig(workers=workers, timeout_s=timeout_s)
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Grader:
         return cls(config=config, tasks=tasks)
 
     def grade(self, items: Sequence[Gradable]) -> list[GradeResult]:
-        """Judge every item, in order. Never raises because of what an item holds."""
+        """Grade the items and return the results in order. Never raises because of an item's content."""
         records = [
             item if isinstance(item, GradeItem) else GradeItem(completion=item[0], reference=item[1]) for item in items
         ]
@@ -60,10 +60,10 @@ class Grader:
     def check_references(
         self, references: Sequence[str], entries: Sequence[Mapping[str, Any]] | None = None
     ) -> list[GradeResult]:
-        """Grade each reference against itself: one that is not `correct` cannot reward anybody.
+        """Grade each reference against itself: no completion can be rewarded for one that is not `correct`.
 
-        The reference is the answer, whatever the answer forms; no shaping term is added. `entries` are those of
-        generated tasks, as in `GradeItem.entry`: their scorers judge.
+        The reference itself is the answer, whatever the answer forms, and no shaping term is added. `entries` are the
+        generated tasks' entries, as in `GradeItem.entry`; the tasks' own scorers judge them.
         """
         requests: list[wire.Message] = [
             {"completion": text, "reference": text, "as_answer": True, "entry": packed(entry)}
@@ -82,12 +82,12 @@ class Grader:
 
     @property
     def restarts(self) -> int:
-        """Workers that were killed or died, so far."""
+        """The number of workers that were killed or died so far."""
         return self._pool.restarts
 
     def close(self) -> None:
-        """End the workers. Closing twice is harmless; grading afterwards is an error, and so is what another thread has
-        under way."""
+        """End the workers. Closing twice is harmless; grading afterwards, or a call in progress in another thread, is
+        an error."""
         self._pool.abandoned = True
         with self._lock:
             self._closed = True
@@ -115,7 +115,7 @@ class Grader:
         return [self._result(item, reply) for item, reply in zip(items, replies, strict=True)]
 
     def _replies(self, requests: Sequence[wire.Message], problems: Sequence[str]) -> list[wire.Message]:
-        """One reply a request, in order. Requests with a size problem never reach a worker."""
+        """One reply per request, in order. Requests with a size problem never reach a worker."""
         if os.getpid() != self._owner_pid:
             # After a fork the lock may be held by a thread that does not exist here.
             self._finalizer.detach()
@@ -135,7 +135,7 @@ class Grader:
             detail = "the reward function returned None"
             return GradeResult(verdict=verdict, reward=0.0, extracted=extracted, detail=detail, scored=False)
         if verdict in FAILED:
-            # Nothing is known of the completion: no term may be paid or charged.
+            # Nothing is known about the completion, so no term may be added or subtracted.
             scored = not self.config.mask_unscored
             return GradeResult(verdict=verdict, reward=0.0, extracted=extracted, detail=detail, scored=scored)
         if item.truncated and self.config.mask_truncated:
@@ -174,7 +174,7 @@ def _request(item: GradeItem) -> wire.Message:
 
 
 def _size_problem(item: GradeItem) -> str:
-    """Size limits come before anything looks at the text, in the caller's process."""
+    """Which size limit an item exceeds, or empty. Checked in the caller's process, before anything reads the text."""
     return _too_long(len(item.completion), MAX_COMPLETION_CHARS, "completion") or _too_long(
         len(item.reference), MAX_REFERENCE_CHARS, "reference"
     )

@@ -1,7 +1,7 @@
 """One completion and its reference → a judgement. Runs in the worker.
 
-Extract the answer, clean both texts, settle equal texts and plain numbers at once, read both into kinds,
-compare. Everything before the reading is cheap and needs no mathematics: the fast path.
+Extract the answer, clean both texts, decide equal texts and plain numbers at once, read both into kinds,
+compare. Everything before the reading is cheap and needs no computer algebra: the fast path.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rewards.types import Verdict
 MAX_REMEMBERED_CHARS = 1_000
 _BOXED_REFERENCE = re.compile(r"\\boxed\s*\{")
 _AMBIGUOUS_COMMAS = re.compile(r"\d{1,3}(?:,[1-9]\d{2})+")
-"""Where a group begins with a zero it is no value of a list: 125,000 is not 125, 0."""
+"""A group that begins with a zero is not an element of a list: 125,000 is not 125, 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict, the answer it is about, and the name of the rule that decided."""
+    """A verdict, the answer that was judged, and the name of the rule that decided."""
 
     verdict: Verdict
     extracted: str | None
@@ -40,15 +40,15 @@ class Judgement:
 
 
 def warm_up() -> None:
-    """Fill the parser's tables before workers are forked: its first parses are a hundred times slower."""
+    """Fill the parser's tables before workers are forked: the first parses are a hundred times slower."""
     for reference in WARM_UP:
         same_answer("5", reference)
-    same_answer(r"n \cdot (n-1)!", "n!")  # sympy imports more for a proof
+    same_answer(r"n \cdot (n-1)!", "n!")  # proofs make sympy import more modules
     same_answer("5", "9" * 1_500)
 
 
 WARM_UP = (
-    r"\sum_{n=0}^\infty 2^{-n}",  # numpy, which a confined worker could not load any more
+    r"\sum_{n=0}^\infty 2^{-n}",  # loads numpy, which a confined worker could not do later
     r"\frac{1}{2}x^2 + 3\sqrt{5}\pi - y_1",
     r"(1, 2)\cup[3,\infty)",
     r"\begin{pmatrix}1&2\\3&4\end{pmatrix} + \begin{pmatrix}1&2\\3&5\end{pmatrix}",
@@ -71,7 +71,8 @@ WARM_UP = (
 
 
 def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...], opened: str = "") -> Judgement:
-    """The verdict on a whole completion, which begins inside a thought where the prompt left the mark `opened`."""
+    """The judgement of a whole completion. `opened` is the opening mark of a thought with which the prompt ended, if
+    any: the completion then begins inside the thought."""
     found = extract(opened + completion, forms)
     if isinstance(found, Refused):
         if found.answer is None or found.rule == "empty_box":
@@ -93,7 +94,7 @@ def judge_reference(reference: str) -> Judgement:
 
 
 def _belied(found: Extracted, reference: str) -> bool:
-    """The text after the answer states another answer."""
+    """Whether the text after the answer states a different answer."""
     claims = [*later_claims(found.tail), *filter(None, [found.closing])]
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
@@ -101,7 +102,7 @@ def _belied(found: Extracted, reference: str) -> bool:
 def same_answer(answer: str, reference: str, *, several: bool = False) -> tuple[Verdict, str]:
     """Whether an answer agrees with a reference, and by which rule.
 
-    Pairs of ordinary length are remembered: a group of completions often gives the same few answers.
+    Results for pairs of ordinary length are cached: a group of completions often gives the same few answers.
     """
     if len(answer) + len(reference) > MAX_REMEMBERED_CHARS:
         return _judge_pair(answer, reference, several)
@@ -137,7 +138,7 @@ def _judge_pair(answer: str, reference: str, several: bool) -> tuple[Verdict, st
 
 
 def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
-    """Numbers over the limits, when both sides are plain; one may be a short expression, 2^{5000} or 10^{1000} - 1."""
+    """Compare plain numbers longer than the limits. One side may be a short expression, 2^{5000} or 10^{1000} - 1."""
     texts = [own_answer(reference), answer]
     values = [numeral(text) for text in texts]
     if values[0] is not None and values[1] is not None:
@@ -155,8 +156,8 @@ def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
 
 
 def own_answer(reference: str) -> str:
-    r"""What a reference says that is itself a completion, its last line, or one value in several spellings: 5 of
-    \boxed{5}, #### 5 or ['5', '5.0']."""
+    r"""The answer in a reference that is itself a completion, the last line of one, or a list of spellings of one
+    value: 5 for \boxed{5}, #### 5 or ['5', '5.0']."""
     reference = restored(reference)
     if len(spellings := quoted_items(reference)) > 1:
         same = all(same_answer(spelling, spellings[0])[0] is Verdict.CORRECT for spelling in spellings)
@@ -169,7 +170,8 @@ def own_answer(reference: str) -> str:
 
 
 def _unusable_reference(expected: str, answer: str) -> tuple[Verdict, str]:
-    """An empty or meaningless reference rewards nobody; an unreadable but definite one, its equal text."""
+    """The verdict for an unusable reference: an empty or meaningless one accepts no answer; one that is definite but
+    unreadable accepts an equal text."""
     if expected:
         node = read(expected)
         try:
@@ -182,7 +184,7 @@ def _unusable_reference(expected: str, answer: str) -> tuple[Verdict, str]:
 
 
 def _short_cut(expected: str, given: str) -> tuple[Verdict, str] | None:
-    """Equal texts and plain numbers, which make up most of the work."""
+    """Decide equal texts and plain numbers, which are most of the work; None for anything else."""
     if fingerprint(expected) == fingerprint(given):
         return Verdict.CORRECT, "same_text"
     number, other = read_number(expected), read_number(given)
@@ -193,7 +195,8 @@ def _short_cut(expected: str, given: str) -> tuple[Verdict, str] | None:
 
 
 def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
-    """1,234 is a number unless the other side is a list; then it is a list too, and +- is plus or minus."""
+    """Whether the two are equal in any reading. 1,234 is a number, unless the other side is a list: then it is a list
+    too, and +- means both signs."""
     if fingerprint(expected) == fingerprint(given):
         return True
     reference, answer = read(expected), read(given)
@@ -212,7 +215,7 @@ def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
 
 
 def _why_not(given: str) -> tuple[Verdict, str]:
-    """The rule behind a rejection. An expression that the parser refuses was not judged: it is unparseable."""
+    """The rule behind a rejection. An expression that the parser rejects was not judged, so it is unparseable."""
     node = read(given)
     if isinstance(node, Unusable):
         return Verdict.INCORRECT, node.rule

@@ -1,7 +1,7 @@
 """Problem texts → repeats: equal after normalization, or sharing a run of 13 words.
 
-Thirteen words is the usual length for contamination checks: long enough that unrelated problems do not
-share it, short enough that a reworded ending does not hide a repeat. Numbers are words like others.
+Thirteen words is the usual length in contamination checks: long enough that unrelated problems do not
+share a run, short enough that a reworded ending does not hide a repeat. Numbers count as words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 NGRAM = 13
 COMMON_LIMIT = 5
-"""A run held by more problems than this is a formula ("where m and n are relatively prime …"), not a repeat."""
+"""A run shared by more problems than this is a formula ("where m and n are relatively prime …"), not a repeat."""
 
 _WORD = re.compile(r"\\?[a-z]+|\d+")
 Problems = Sequence[tuple[str, str]]
@@ -22,7 +22,7 @@ Problems = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two problems that repeat each other, by id, with how it was found."""
+    """The ids of two problems that repeat each other, and how this was found."""
 
     left: str
     right: str
@@ -31,7 +31,7 @@ class Overlap:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers; punctuation, spacing and LaTeX brackets do not count."""
+    """The text's words, in lower case, and numbers; punctuation, whitespace and LaTeX brackets are dropped."""
     return _WORD.findall(text.lower().replace("\\left", "").replace("\\right", ""))
 
 
@@ -40,7 +40,7 @@ def _runs(tokens: list[str]) -> set[int]:
 
 
 def formulas(*files: Problems) -> set[int]:
-    """Runs that many problems of one file share."""
+    """The runs that more than COMMON_LIMIT problems of one file share."""
     common: set[int] = set()
     for problems in files:
         counts = Counter(run for _, text in problems for run in _runs(words(text)))
@@ -49,7 +49,7 @@ def formulas(*files: Problems) -> set[int]:
 
 
 class Index:
-    """Problems ready to be searched for repeats. Runs in `ignored` prove nothing."""
+    """An index of problems to search for repeats. Runs in `ignored` are no evidence of one."""
 
     def __init__(self, ignored: set[int]) -> None:
         self._ignored = ignored
@@ -83,7 +83,7 @@ def within(problems: Problems) -> list[Overlap]:
 
 
 def between(problems: Problems, others: Problems) -> list[Overlap]:
-    """Problems that the other file holds as well."""
+    """Problems that are also in the other file."""
     index = Index(formulas(problems, others))
     for identity, text in others:
         index.add(identity, text)

@@ -1,6 +1,6 @@
 """JSON Lines files, plain or gzipped → rows, with errors that name the file, the line and the field.
 
-These are files that we wrote; what people have is read by `datafiles`.
+These are files that rl_engine itself wrote; `datafiles` reads users' files.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class BadRecord(ValueError):
-    """A file or a row that cannot be used. The message is for the user."""
+    """A file or row that cannot be used. The message is meant for the user."""
 
 
 def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
-    """Rows of a .jsonl or .jsonl.gz file, at least one, each with the required fields."""
+    """The rows of a .jsonl or .jsonl.gz file: at least one, each with all required fields."""
     if path.is_dir():
         raise BadRecord(f"{path} is a directory: give a JSON Lines file")
     if not path.is_file():
@@ -41,7 +41,7 @@ def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
 
 
 def refuse_existing(output: Path | None) -> None:
-    """Make the file's directory. Raises `BadRecord` rather than replace a file, and where none can be written."""
+    """Create the output's directory. Raises `BadRecord` if the file exists or cannot be written."""
     if output is None:
         return
     if output.exists():

@@ -1,6 +1,6 @@
-r"""Other judges than ours, for looking at where they differ. None of them decides a reward.
+r"""Completion and reference → what other judges say, to find where they disagree with ours. None decides a reward.
 
-They run as a reward function in the grading workers, with the same limits, and answer in one number each.
+They run as reward functions in the grading workers, under the same limits, so each function returns one number.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BOX_TAIL = re.compile(r"\\boxed\s*\{(.*)", re.DOTALL)
 
 
 def opinions(completion: str, reference: str, problem: str) -> float:
-    """Sum of the judges that say correct: `PLAIN`, `MATH_VERIFY`."""
+    """The sum of the flags, `PLAIN` and `MATH_VERIFY`, of the judges that say correct."""
     said = PLAIN if plain(completion, reference) else 0
     return float(said + (MATH_VERIFY if math_verify_as_shipped(completion, reference) else 0))
 
 
 def plain(completion: str, reference: str) -> bool:
-    """Equal text or equal floats, after removing spaces, dollar signs and commas: what many graders do."""
+    """Whether the texts or floats are equal after removing spaces, dollar signs and commas, as many graders do."""
     answer = _last_box(completion) or completion.strip().rsplit("\n", 1)[-1]
     left, right = (re.sub(r"[\s$,]|\\[,!;]", "", text).rstrip(".") for text in (answer, reference))
     if left == right:
@@ -41,7 +41,7 @@ def plain(completion: str, reference: str) -> bool:
 
 
 def math_verify_as_shipped(completion: str, reference: str) -> bool:
-    """math-verify with lenient settings of its own: any match, three decimals, sets against relations."""
+    """math-verify with its own lenient settings: any match, three decimals, sets compared with relations."""
     from math_verify import parse, verify
 
     gold = parse(f"${reference}$", parsing_timeout=None)
@@ -65,7 +65,7 @@ def _last_box(completion: str) -> str | None:
 
 
 def understands(completion: str, reference: str, problem: str) -> float:
-    """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
+    """1.0 if a reference is read as something that other spellings can equal, 0.0 if only its own text can equal it."""
     own = own_answer(reference)
     try:
         node = read(clean(own))

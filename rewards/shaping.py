@@ -1,7 +1,7 @@
 """Completion → small additions to the reward: form, length, repetition. All are off by default.
 
-Each term is a pure function of one item, linear in its length, computed in the caller's process; the table
-at the end is the list of them. A user's own function runs in the workers instead (`rewards.function`).
+Each term is a pure function of one item, linear in its length, and is computed in the caller's process; the table
+at the end lists them. A user's own function runs in the workers instead (`rewards.function`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MAX_SHAPED_CHARS = 400_000
 
 
 def format_term(completion: str, *, think: bool) -> float:
-    """1.0 when the form is right: think tags paired and in order, exactly one box, and it is outside the thought.
+    """1.0 if the form is right: think tags paired and in order, and exactly one box, which is outside the thought.
 
-    With `think`, one thought is required and the completion begins with it. A thought that the prompt opened is
-    the completion's own: its mark is given with the completion.
+    With `think`, the completion must begin with a thought and have only that one. A thought that the prompt opened
+    counts as the completion's: its opening mark is passed as part of the completion.
     """
     marks = thought_marks(completion)
     if marks:
@@ -34,9 +34,9 @@ def format_term(completion: str, *, think: bool) -> float:
 
 
 def overlong_term(tokens: int | None, max_tokens: int | None, *, buffer: int) -> float:
-    """DAPO's soft penalty: 0 up to max - buffer, falling linearly to -1 at max and beyond.
+    """DAPO's soft penalty: 0 up to max - buffer, then falling linearly to -1 at max; -1 beyond.
 
-    See equation 13 of DAPO (arXiv 2503.14476). Without the two lengths there is nothing to penalize.
+    See equation 13 of DAPO (arXiv 2503.14476). Without the two lengths the penalty is 0.
     """
     if tokens is None or max_tokens is None:
         return 0.0
@@ -45,7 +45,7 @@ def overlong_term(tokens: int | None, max_tokens: int | None, *, buffer: int) ->
 
 
 def repetition_term(completion: str, *, ngram: int) -> float:
-    """Minus the share of word n-grams that occurred before: 0 for fresh text, near -1 for a loop."""
+    """Minus the fraction of word n-grams that occurred before: 0 for fresh text, near -1 for a loop."""
     words = completion[-MAX_SHAPED_CHARS:].split()
     total = len(words) - ngram + 1
     if total < 1:
@@ -69,5 +69,5 @@ _WEIGHTS = {"format": "format_weight", "overlong": "overlong_weight", "repetitio
 
 
 def shaping_terms(item: GradeItem, config: RewardConfig) -> dict[str, float]:
-    """The weighted value of every term that is switched on."""
+    """The weighted value of every enabled term."""
     return {name: term(item, config) for name, term in TERMS.items() if getattr(config, _WEIGHTS[name]) > 0}

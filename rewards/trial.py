@@ -1,7 +1,7 @@
-"""A run's reward function → called once, within the limits of a run: it works, or an error says why not.
+"""A run's reward function → one trial call under the run's limits: it works, or an error says why not.
 
-A function that cannot be imported, asks for other arguments or raises would otherwise be met after minutes of loading,
-one verdict `error` a completion.
+Without the trial, a function that cannot be imported, requires unknown arguments or raises would show only after
+minutes of loading, as a verdict `error` for every completion.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from rewards.workers.processes import WorkersFailed
 
 
 class RewardFunctionError(ValueError):
-    """A reward function that does not work; the text ends with the last lines of its traceback."""
+    """A reward function does not work. The message ends with the last lines of its traceback."""
 
 
 def try_function(config: RewardConfig, item: GradeItem) -> None:
     """Call `rewards.function` on one item in a grading process.
 
-    Raises `RewardFunctionError` when it cannot be imported, raises, takes too long, or returns neither a finite number
+    Raises `RewardFunctionError` if it cannot be imported, raises, takes too long, or returns neither a finite number
     nor None.
     """
     if config.function is None:
@@ -28,7 +28,7 @@ def try_function(config: RewardConfig, item: GradeItem) -> None:
         with Grader.from_config(config.model_copy(update={"workers": 1})) as grader:
             (result,) = grader.grade([item])
     except WorkersFailed as error:
-        # It ends the process while it is imported: there is no traceback.
+        # The module ends the process while it is imported, so there is no traceback.
         raise RewardFunctionError(
             f"rewards.function: importing {config.function} ends the grading process: {error}"
         ) from error

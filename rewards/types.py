@@ -1,4 +1,4 @@
-"""The records of grading: what is asked of a grader, and what it answers."""
+"""The records of grading: a grader's input and its output."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """The six things a grader can say. Only `correct` is rewarded; only the first two judge the policy.
+    """A grader's six verdicts. Only `correct` is rewarded; only the first two judge the policy's answer.
 
-    The other four are kept apart so that a broken grader, a broken reference or a policy that stopped
+    The other four are separate so that a broken grader, a broken reference or a policy that stopped
     answering never looks like a policy that answers wrongly.
     """
 
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
 
 
 FAILED = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
-"""Verdicts that say nothing of the completion: grading itself failed."""
+"""Verdicts that say nothing about the completion: grading itself failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +43,19 @@ class GradeItem:
     tokens: int | None = None
     """Length of the completion in tokens; only the overlong term reads it."""
     max_tokens: int | None = None
-    """The sampling limit; only the overlong term reads it."""
+    """The sampling limit, in tokens; only the overlong term reads it."""
     problem: str = ""
-    """The problem as asked; only a user's reward function reads it."""
+    """The problem's text; only a user's reward function reads it."""
     prompt: str = ""
-    r"""The text that the completion goes on with. Its end matters: where it leaves a thought open (`…<think>\n`),
-    the completion begins inside it."""
+    r"""The text that the completion continues. Only its end matters: if it leaves a thought open (`…<think>\n`), the
+    completion begins inside that thought."""
     truncated: bool = False
-    """Whether `max_tokens` cut it off; only `mask_truncated` reads it."""
+    """Whether `max_tokens` cut the completion off; only `mask_truncated` reads it."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """The problem's other columns, of what JSON can hold; only a user's reward function reads them."""
+    """The problem's other columns, with values that JSON can hold; only a user's reward function reads them."""
     entry: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """From a generated task, which its own scorer judges: `task`, `settings`, and the library's `entry`."""
+    """For a problem of a generated task, which the task's own scorer judges: `task`, `settings` and the library's
+    `entry`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +67,15 @@ class GradeResult:
 
     verdict: Verdict
     reward: float
-    """1.0 when correct, else 0.0, plus the shaping terms that are switched on; 0.0 where it is not scored."""
+    """1.0 if correct, else 0.0, plus the enabled shaping terms; 0.0 if not scored."""
     extracted: str | None
-    """The final answer as read from the completion, or None where there is none."""
+    """The final answer as read from the completion, or None if there is none."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Value of each shaping term that was added to the reward, and of `partial`: what a task's scorer gives for an
-    answer that is not wholly right."""
+    """The value of each shaping term that was added to the reward, and of `partial`: a task scorer's credit for an
+    answer that is only partly right."""
     detail: str = ""
     """The rule that decided, or the text of the error."""
     scored: bool = True
-    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), unless
-    `mask_unscored` is off; where a reward function returned None; or, with `mask_truncated`, where it was cut off. What
-    is not scored is learned nothing from, and counts in no mean of rewards."""
+    """Whether the reward says anything about the completion. False if grading failed (`timeout`, `error`), unless
+    `mask_unscored` is off; if a reward function returned None; or, with `mask_truncated`, if the completion was cut
+    off. Unscored completions contribute to neither training nor any mean of rewards."""

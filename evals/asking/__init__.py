@@ -1,1 +1,1 @@
-"""Adapter → how it is asked: as in its training, unless told otherwise."""
+"""Adapter → its prompts: as in training, unless told otherwise."""

@@ -1,6 +1,6 @@
-"""Adapter directory → how the run that made it asked, stopped and graded: it is measured so unless told otherwise.
+"""Adapter directory → the prompt, stop strings and grading of the run that made it, the defaults of its evaluation.
 
-An adapter knows the prompt it was trained with and no other: asked in other words it may score nothing.
+An adapter only knows the prompt that it was trained with: with another prompt it may score nothing.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from rollout.prompts.problems import ARITHMETIC, tasks_of
 
 CONFIG = "config.yaml"
 RECORD = "run"
-"""Directory in a model's own that says which run made it."""
+"""Subdirectory of a model's directory that records which run made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedWith:
-    """What of a run's configuration an evaluation takes over."""
+    """The part of a run's configuration that an evaluation takes over."""
 
     origin: Path
-    """The configuration."""
+    """The path of the run's configuration."""
     prompt: PromptConfig
     stop: tuple[str, ...] = ()
-    """Strings that end a completion, besides the template's own."""
+    """Strings that end a completion, in addition to the template's own."""
     answer_forms: tuple[AnswerForm, ...] = ANSWER_FORMS
     chat_template: str | None = None
-    """Jinja text that took the place of the model's own; of supervised runs."""
+    """The Jinja text that replaced the model's own chat template; only in supervised runs."""
     generated: tuple[DataConfig, ...] = ()
-    """The generated sources among those that the run trained on: what `held_out` asks."""
+    """The generated sources that the run trained on, from which `held_out` takes its problems."""
     max_tokens: int | None = None
-    """Longest completion that the run measured with, or trained with."""
+    """The completion limit, in tokens, of the run's evaluations or else of its training."""
 
     @property
     def tasks(self) -> list[Task]:
-        """Those whose own scorers grade."""
+        """The generated tasks, which their own scorers grade."""
         return list({task.key: task for source in self.generated for task in tasks_of(source)}.values())
 
     def describe(self) -> str:
@@ -66,7 +66,7 @@ class TrainedWith:
         return f"asked as in training ({self.origin}): {'; '.join(parts)}"
 
     def asked(self, template: str, frame: str | None, instruction: str | None) -> PromptConfig:
-        """Its prompt with what was given on the command line in its place: a template other than `auto`, a frame, an
+        """The run's prompt, with the overrides from the command line: a template other than `auto`, a frame, an
         instruction (empty for none)."""
         values = self.prompt.model_dump()
         if frame is not None:
@@ -83,19 +83,19 @@ class TrainedWith:
 
 
 def trained_with(directory: Path) -> TrainedWith | None:
-    """What the run says that published this version, or None where no run is beside it.
+    """The settings of the run that published this version, or None if there is no record of the run.
 
-    Raises `ValueError` for a configuration that cannot be read.
+    Raises `ValueError` if the run's configuration cannot be read.
     """
     path = run_config_of(directory)
     return None if path is None else _read(path, directory)
 
 
 def run_config_of(directory: Path) -> Path | None:
-    """The configuration of the run that made a version, or a model of it.
+    """The configuration of the run that made a version, or a model merged from one; None if there is none.
 
-    A version lies in `RUN/adapters`; a pushed one has its run's configuration in `run`, and so has a merged model, with
-    the manifest of the adapter that is in it.
+    A version is in `RUN/adapters`. A pushed version has its run's configuration in `run`, and so does a merged model,
+    together with the manifest of the adapter that was merged.
     """
     published, record = (directory / MANIFEST).is_file(), directory / RECORD
     places = [record / CONFIG] if published or (record / MANIFEST).is_file() else []
@@ -105,13 +105,13 @@ def run_config_of(directory: Path) -> Path | None:
 
 
 def chat_template_of(directory: Path) -> str | None:
-    """The template that took the place of the model's own in the run that made this version, or None where none did.
+    """The chat template that replaced the model's own in the run that made this version, or None.
 
-    Raises `ValueError` where it is lost.
+    Raises `ValueError` if the template's file is lost.
     """
     path = run_config_of(directory)
     data = None if path is None else read_settings(path).get("data")
-    if path is None or not isinstance(data, dict):  # a configuration of another version
+    if path is None or not isinstance(data, dict):  # a configuration from another version of rl_engine
         return None
     return _chat_template(data.get("chat_template"), path, directory)
 
@@ -135,7 +135,8 @@ def _read(path: Path, directory: Path) -> TrainedWith:
 
 
 def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, ...]:
-    """Supervised runs have no settings of sums that an evaluation could ask: their tasks alone are taken over."""
+    """The generated sources in a run's data. Supervised runs have no settings for sums that an evaluation could use, so
+    only their tasks are taken over."""
     keys = ("source", "mix", "task", "task_settings", *(() if supervised else ("arithmetic",)))
     parts = [data, *(data.get("mix") or ())]
     if not any(part["source"] == REASONING_GYM or (part["source"] == ARITHMETIC and not supervised) for part in parts):
@@ -144,7 +145,8 @@ def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, .
 
 
 def _chat_template(name: Any, config: Path, directory: Path) -> str | None:
-    """What lies beside the version is what it was trained with; versions from before have the file's name alone."""
+    """The text of a run's chat template. The copy in the version's directory is what it was trained with; older
+    versions have only the name of the file."""
     if name is None:
         return None
     if name in CHAT_TEMPLATES and not (directory / CHAT_TEMPLATE).is_file():
@@ -159,9 +161,9 @@ def _chat_template(name: Any, config: Path, directory: Path) -> str | None:
 
 
 def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
-    """How all that is measured was trained: the adapters, else the model itself where a run of ours made it.
+    """The settings with which all policies were trained: the adapters', or else the model's if a run of ours made it.
 
-    Raises `ValueError` when two adapters were trained with different settings, for all are asked the same.
+    Raises `ValueError` if two adapters were trained with different settings, because all get the same prompts.
     """
     found = {policy.label: trained_with(policy.ref.path) for policy in policies if policy.ref is not None}
     known = {label: one for label, one in found.items() if one is not None}
@@ -189,13 +191,13 @@ def _deciding(one: TrainedWith) -> dict[str, Any]:
 
 
 def model_overridden(model: str, trained: TrainedWith) -> list[str]:
-    """What a person is warned of: a model that an adapter went on from is asked as the adapter was trained."""
+    """Warnings if the base model was itself trained with other settings than the adapter, whose settings are used."""
     own = trained_with(from_home(model).resolve())
     changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
     return [f"--model is asked as the adapter, and otherwise than in its own training: {line}" for line in changed]
 
 
 def overridden(trained: TrainedWith, asked: PromptConfig) -> list[str]:
-    """What a person is warned of: settings given that are not those of the training."""
+    """Warnings about prompt settings that differ from those in training."""
     changed = differences(trained.prompt.model_dump(mode="json"), asked.model_dump(mode="json"), "prompt")
     return [f"asked otherwise than in training: {line}" for line in changed]

@@ -1,1 +1,1 @@
-"""Adapter → what it forgot: tasks of lm-evaluation-harness, and the divergence from the base model."""
+"""Adapter → what it forgot: scores on tasks of lm-evaluation-harness, and its divergence from the base model."""

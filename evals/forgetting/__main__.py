@@ -1,8 +1,8 @@
 """The command: `python -m evals.forgetting --model M [--adapter DIR …] --output FILE.json`.
 
-How much of what the base model knew is gone: tasks that nobody trained it for, by lm-evaluation-harness, and how far
-its answers to the trained task have moved, KL(base ‖ policy). Imports nothing heavy until the arguments are known to
-be good.
+Measures how much of the base model's knowledge is lost, by lm-evaluation-harness tasks that the adapter was not trained
+on, and how far the answers to the trained task have moved, KL(base ‖ policy). Imports nothing heavy until the arguments
+have been checked.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgettingOptions:
-    """What the command is told."""
+    """The options of the command."""
 
     model: str
     revision: str | None = None
@@ -160,7 +160,7 @@ def main(
         check_files(model, "--model")
         check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
         say_loading("torch, transformers and vLLM")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness shows a progress bar for every loop
         with stop.heard(), alone_at(output):
             settle_torch()
             quiet_libraries()
@@ -180,8 +180,8 @@ def main(
 
 
 def run(options: ForgettingOptions, console: Console, start_engine: StartEngine) -> None:
-    """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
-    where that can be known."""
+    """Run the measurement. Raises `ValueError`, `FileNotFoundError` or `OSError` if something cannot be measured, if
+    possible before weights are loaded."""
     start = time.monotonic()
     markdown_file = options.output.with_suffix(".md")
     for note in check_quickly(options):
@@ -227,15 +227,15 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         "policies": to_json(policies),
         "versions": package_versions(),
     }
-    # The report first: a table beside none would not be known as ours.
+    # The report first: without it, the table next to it would not be recognized as ours.
     write_synced(options.output, json.dumps(report, indent=2) + "\n")
     write_synced(markdown_file, markdown(policies))
     console.print(f"written to {escape(str(options.output))}")
 
 
 def check_quickly(options: ForgettingOptions) -> list[str]:
-    """What a person is told of earlier results that are replaced. Raises `ValueError` for what can be known to be wrong
-    without loading anything: nothing to measure, an option without effect, an output that cannot be written."""
+    """Messages about earlier results that will be replaced. Raises `ValueError` for errors that can be found without
+    loading anything: nothing to measure, an option without effect, an output that cannot be written."""
     if not options.tasks and options.prompts is None:
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     defaults = {field.name: field.default for field in fields(ForgettingOptions)}
@@ -251,7 +251,7 @@ def check_quickly(options: ForgettingOptions) -> list[str]:
 
 
 def import_harness() -> ModuleType:
-    """Raises `ValueError` where lm-evaluation-harness is not installed: it is an extra."""
+    """Import the module that needs lm-evaluation-harness. Raises `ValueError` if that, an extra, is not installed."""
     try:
         import evals.forgetting.harness
     except ModuleNotFoundError as error:
@@ -263,9 +263,11 @@ def import_harness() -> ModuleType:
 
 
 def find_adapters(arguments: Sequence[str], console: Console) -> list[AdapterRef]:
-    """The published versions of `--adapter [NAME=]DIR`, verified by their manifests. Which one of a run, is said.
+    """The published versions of `--adapter [NAME=]DIR`, verified by their manifests. Prints which version of a run was
+    chosen.
 
-    Raises `AdapterError` for what is no such version, for two of one name, and for whole models beside adapters.
+    Raises `AdapterError` for anything else than a published version, for two with the same name, and for full models
+    together with adapters.
     """
     refs = []
     for argument in arguments:
@@ -292,8 +294,8 @@ def find_adapters(arguments: Sequence[str], console: Console) -> list[AdapterRef
 
 
 def refuse_misfits(refs: Sequence[AdapterRef], model: str, model_config: Any) -> None:
-    """Raises `ValueError` for an adapter of another model, or that vLLM does not serve; whole models, of rank 0, bring
-    their own layers."""
+    """Raise `ValueError` for an adapter of another model, or one that vLLM cannot serve. Full models, of rank 0, have
+    their own layers and are not checked."""
     adapters = [ref for ref in refs if ref.rank]
     sizes = layer_sizes(model_config, f"--model {model}") if adapters else {}
     for ref in adapters:
@@ -304,7 +306,8 @@ def refuse_misfits(refs: Sequence[AdapterRef], model: str, model_config: Any) ->
 def engine_settings(
     options: ForgettingOptions, model: str, adapters: Sequence[AdapterRef], prompts: TaskPrompts | None, longest: int
 ) -> EngineSettings:
-    """Raises `ValueError` when a prompt and its completion exceed the model's `longest` context."""
+    """Settings of the engine. Raises `ValueError` if a prompt and its completion exceed the model's context of
+    `longest` tokens."""
     needed = 2
     if prompts is not None:
         needed = max(len(one.token_ids) for one in prompts.prompts) + prompts.sampling.max_tokens + 1
@@ -332,7 +335,7 @@ def measure(
     tasks: Tasks | None,
     console: Console,
 ) -> list[PolicyResult]:
-    """The results of the base model, before a full model takes its place, and of each adapter alone."""
+    """Measure the base model, before any full model replaces it in the engine, and each adapter by itself."""
     from evals.forgetting.divergence import check_scoring, divergence, sample_base
     from evals.forgetting.table import PolicyResult
 

@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness → scores of an adapter, from our engine. The only file that imports lm_eval.
 
-The harness reads the data, writes the prompts and computes the metrics; our engine says how likely each continuation
-is. Its own vLLM class would start an engine of its own, once for each adapter.
+The harness reads the data, writes the prompts and computes the metrics; our engine computes the likelihood of each
+continuation. The harness's own vLLM class would start another engine for each adapter.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from rollout.types import AdapterRef
 
 Ids = Sequence[int]
 Progress = Callable[[int, int], None]
-"""(rows scored, of how many)"""
+"""Called with (rows scored, rows in total)."""
 
-# The one that is usually quoted comes first: HellaSwag and ARC are quoted by acc_norm, WinoGrande has acc alone.
+# The metric that is usually quoted comes first: acc_norm for HellaSwag and ARC; WinoGrande has only acc.
 METRICS = ("acc_norm", "acc")
 FEWSHOT_SEED = 1234  # the harness's own
 ROWS_AT_ONCE = 2048
@@ -34,25 +34,25 @@ ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """Tasks with their data, ready to be asked of any model."""
+    """Tasks with their data, ready to score any model."""
 
     loaded: Any
-    """What lm_eval's `TaskManager.load` returns."""
+    """The return value of lm_eval's `TaskManager.load`."""
     tokenizer: PreTrainedTokenizerBase
 
     def score(
         self, engine: ScoringEngine, adapter: AdapterRef | None, limit: int | None, progress: Progress | None = None
     ) -> tuple[TaskScore, ...]:
-        """The score of each task, on its first `limit` documents or on all."""
+        """The score on each task, over its first `limit` documents or over all."""
         for task in self.loaded["tasks"].values():
             task.set_fewshot_seed(FEWSHOT_SEED)  # every model sees the same examples
-        # Without the harness's standard errors: they divide by zero where there is one document.
+        # Without the harness's standard errors, which divide by zero if there is only one document.
         lm = EngineLM(engine, self.tokenizer, adapter, progress)
         found = evaluate(lm, self.loaded, limit=limit, bootstrap_iters=0)
         return tuple(_task_score(name, found["samples"][name]) for name in self.loaded["tasks"])
 
     def describe(self) -> dict[str, Any]:
-        """What a score depends on, besides the model."""
+        """Everything that a score depends on, apart from the model."""
         return {
             name: {
                 "version": task.VERSION,
@@ -65,9 +65,9 @@ class Tasks:
 
 
 def load_tasks(names: Sequence[str], directory: Path | None, tokenizer: PreTrainedTokenizerBase) -> Tasks:
-    """Tasks by name, from the YAML files of `directory` first and then from those that come with the harness.
+    """Load tasks by name, first from the YAML files in `directory` and then from those that come with the harness.
 
-    Raises `ValueError` for a name that is no task, or a task that no likelihood answers.
+    Raises `ValueError` for an unknown task, or one that is not answered by likelihoods.
     """
     manager = TaskManager(include_path=directory, include_defaults=False)
     if not set(names) <= set(manager.all_subtasks):
@@ -90,7 +90,7 @@ def load_tasks(names: Sequence[str], directory: Path | None, tokenizer: PreTrain
 
 
 def _file_of(task: Any) -> str:
-    """`lm_eval` for a task that comes with it, the file's name otherwise."""
+    """`lm_eval` for a task that comes with it, otherwise the name of its file."""
     file = Path(task.config.metadata["config_source"])
     return "lm_eval" if Path(lm_eval.__file__).parent in file.parents else file.name
 
@@ -104,7 +104,7 @@ def _task_score(name: str, samples: Sequence[dict[str, Any]]) -> TaskScore:
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval is unannotated
-    """The base model or one adapter, as lm_eval asks a model."""
+    """The base model or one adapter, with the interface that lm_eval expects of a model."""
 
     def __init__(
         self,
@@ -122,12 +122,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval is unannotated
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before a text without context: the beginning-of-sequence token where there is one."""
+        """The token before a text without context: the beginning-of-sequence token, if there is one."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens as lm_eval's own classes make them: with the special ones, but never a second first one."""
+        """Tokenize as lm_eval's own classes do: with special tokens, but never a second beginning-of-sequence token."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(str(self.tokenizer.decode(self.prefix_token_id)))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
@@ -138,7 +138,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval is unannotated
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], Ids, Ids]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(Σ log p of the continuation in nats, whether greedy decoding would write it) of each request."""
+        """(Σ log p of the continuation in nats, whether greedy decoding would write it) for each request."""
         answers = []
         for start in range(0, len(requests), ROWS_AT_ONCE):
             rows = [(context, continuation) for _, context, continuation in requests[start : start + ROWS_AT_ONCE]]

@@ -24,7 +24,7 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompts:
-    """Prompts, and how the base model answers them."""
+    """Prompts, and the sampling of the base model's answers to them."""
 
     prompts: list[Prompt]
     sampling: SamplingConfig
@@ -43,15 +43,15 @@ def read_task_prompts(
     max_tokens: int | None,
     seed: int,
 ) -> TaskPrompts:
-    """`count` prompts drawn by `seed`, since a source may be sorted by subject; all, where there are fewer.
+    """`count` prompts, drawn with `seed` because a source may be sorted by subject; all prompts if there are fewer.
 
-    Raises `ValueError` or `FileNotFoundError` for a source that has no problems.
+    Raises `ValueError` or `FileNotFoundError` for a source without problems.
     """
     of_run = Path(source) / CONFIG
     if of_run.is_file() or source.endswith((".yaml", ".yml")):
         problems, config, sampling, longest_prompt = _of_run(of_run if of_run.is_file() else Path(source))
     else:
-        # As the model itself would be asked; anything else is what a configuration is for.
+        # The model's usual prompt; any other needs a run's configuration.
         config = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
         problems = load_suite(find_suite(source), data_dir).problems
         sampling, longest_prompt = SamplingConfig(max_tokens=MAX_TOKENS), sys.maxsize
@@ -65,7 +65,7 @@ def read_task_prompts(
 
 
 def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, SamplingConfig, int]:
-    """The problems that a run trains on, how it asks and answers them, and its longest prompt in tokens."""
+    """The problems that a run trains on, its prompt and sampling, and its longest prompt in tokens."""
     run = read_settings(path)
     missing = [name for name in ("seed", "data", "prompt", "sampling") if name not in run]
     if missing:

@@ -1,4 +1,4 @@
-"""Scores of tasks and divergences of every policy → one table base → adapter, and the JSON beside it."""
+"""Task scores and divergences of all policies → one table, base → adapter, and the JSON next to it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """What one model scores on one task."""
+    """The score of one model on one task."""
 
     task: str
     metric: str
-    """`acc_norm`, or `acc` where the task has no other."""
+    """`acc_norm`, or `acc` if the task has no `acc_norm`."""
     scores_D: NDArray[np.float64]
-    """[D] of each document in the task's order, so that two models are compared document by document."""
+    """[D] The score of each document, in the task's order, so that two models are compared document by document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
-    """What was measured of the base model or of one adapter."""
+    """The results of the base model or of one adapter."""
 
     label: str
     sha256: str | None
-    """Digest of the adapter's manifest; None for the base model."""
+    """The digest of the adapter's manifest; None for the base model."""
     scores: tuple[TaskScore, ...]
     divergence: Divergence | None
-    """None for the base model, and where no prompts were given."""
+    """None for the base model, and if no prompts were given."""
     scoring_gap: float | None
-    """½·mean((log q − log p)²) between the engine's sampling and scoring, nats."""
+    """½·mean((log q − log p)²) between the engine's sampling and scoring, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean and its standard error; nan where a single document says nothing about it."""
+    """A mean and its standard error, which is nan for a single document."""
 
     value: float
     error: float
@@ -58,7 +58,7 @@ def mean_of(values_D: NDArray[np.float64]) -> Mean:
 
 
 def mean_of_means(means: Sequence[Mean]) -> Mean:
-    """The mean over tasks, each counted alike: their documents are different ones, so their errors are independent."""
+    """The mean over tasks, all with the same weight. Their documents differ, so their errors are independent."""
     return Mean(
         sum(mean.value for mean in means) / len(means),
         math.sqrt(sum(mean.error**2 for mean in means)) / len(means),
@@ -70,12 +70,13 @@ def accuracies(policy: PolicyResult) -> list[Mean]:
 
 
 def changes(policy: PolicyResult, base: PolicyResult) -> list[Mean]:
-    """Accuracy minus the base's of each task, document by document: what both find hard is no part of the error."""
+    """The accuracy minus the base's on each task, document by document, so that documents that are hard for both do not
+    add to the error."""
     return [mean_of(one.scores_D - other.scores_D) for one, other in zip(policy.scores, base.scores, strict=True)]
 
 
 def grid(policies: Sequence[PolicyResult]) -> list[Row]:
-    """The table's rows, the head first; the base model is the first policy."""
+    """The table's rows, the header first. The base model is the first policy."""
     base = policies[0]
     tasks = [f"{score.task} ({score.metric})" for score in base.scores]
     head = ["", *tasks, *(["mean", "change"] if tasks else [])]
@@ -110,8 +111,8 @@ def markdown(policies: Sequence[PolicyResult]) -> str:
 
 
 def to_json(policies: Sequence[PolicyResult]) -> list[dict[str, Any]]:
-    """One object a policy. Fractions and nats; null where one document gives no standard error, or one prompt no
-    interval."""
+    """One object per policy, in fractions and nats; null for the standard error of a single document and the interval
+    of a single prompt."""
     base = policies[0]
     found = []
     for policy in policies:

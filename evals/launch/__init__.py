@@ -1,1 +1,1 @@
-"""The processes that a launcher started for one command."""
+"""Environment → the processes that a launcher started for one command, and this process's share of the machine."""

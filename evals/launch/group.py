@@ -1,4 +1,4 @@
-"""The processes of an evaluation: one, or as many as a launcher started, each with an engine of its own."""
+"""The processes of an evaluation: one, or several started by a launcher, each with its own engine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-# The last rank may still be at a batch of long chains of thought while the others wait.
+# The last rank may still be sampling a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
-# What torchrun and DeepSpeed's launcher tell each process. Its number on its machine, LOCAL_RANK, has a default.
+# Variables that torchrun and DeepSpeed's launcher set for each process. LOCAL_RANK, which has a default, is not listed.
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How gloo says it, which a single process uses too.
 NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+)")
@@ -20,7 +20,7 @@ NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Which process this is, of how many."""
+    """This process's rank, and the number of processes."""
 
     rank: int
     count: int
@@ -30,7 +30,7 @@ class Launch:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this point."""
         if self.count > 1:
             import torch.distributed as dist
 
@@ -38,10 +38,10 @@ class Launch:
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process. Some of its variables are no launcher where they name no other process:
-    RANK may be left of another program, or be a cluster's own.
+    """Whether a launcher started this process. Some of a launcher's variables, without other processes, do not count:
+    RANK may be left over from another program, or set by the cluster.
 
-    Raises `ValueError` where they do, and not how to find it.
+    Raises `ValueError` if WORLD_SIZE says that there are other processes, but variables to find them are missing.
     """
     if not {"RANK", "WORLD_SIZE"} <= environment.keys():
         return False
@@ -71,7 +71,7 @@ def joining() -> Iterator[None]:
 
 
 def join_launch() -> Launch:
-    """Enter the launcher's process group, when there is one. Raises `ValueError`, see `is_launched`."""
+    """Join the launcher's process group, if there is one. Raises `ValueError` as `is_launched` does."""
     if not is_launched() or (count := int(os.environ["WORLD_SIZE"])) == 1:
         return Launch(0, 1)
     import torch

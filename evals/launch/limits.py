@@ -1,4 +1,4 @@
-"""Control groups → what a container or a job's limit leaves this process of the machine: processors and memory."""
+"""Control groups → the processors and memory that a container's or job's limits leave this process."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIPS = Path("/proc/self/cgroup")
-"""A line a hierarchy, `number:controllers:path`, without controllers in version 2."""
+"""One line per hierarchy, `number:controllers:path`; version 2 has no controllers."""
 
 
 def usable_cores(root: Path = ROOT, memberships: Path = MEMBERSHIPS) -> int:
-    """How many threads find a processor each: those that this process may run on, or as many as its share of their time
-    fills (`docker run --cpus`, a pod's limit), which no library asks for. With more, each waits for one that has none.
+    """How many threads can each have a processor: the number of processors that this process may run on, or fewer if a
+    quota limits their time (`docker run --cpus`, a pod's limit), which no library considers. With more threads than
+    that, each waits for others that have no processor.
     """
     shares = [share for group, unified in _groups("cpu", root, memberships) if (share := _share(group, unified))]
     return max(1, int(min([len(os.sched_getaffinity(0)), *shares])))
 
 
 def thread_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the libraries are to be told of threads, where they would count processors that this process cannot have;
-    its share of them beside others of a launcher. Nothing where a person has."""
+    """OMP_NUM_THREADS, if libraries would otherwise count processors that this process cannot use: its share among the
+    launcher's processes on this machine. Empty if the user has set it."""
     cores = usable_cores()
     if environment.get("OMP_NUM_THREADS") or cores == len(os.sched_getaffinity(0)):
         return {}
@@ -29,7 +30,7 @@ def thread_settings(environment: Mapping[str, str] = os.environ) -> dict[str, st
 
 
 def memory_room(root: Path = ROOT, memberships: Path = MEMBERSHIPS) -> int | None:
-    """Bytes that the control groups of this process leave it; None without a limit."""
+    """The bytes that this process may still use under its control groups' limits; None without a limit."""
     rooms = (
         _room(group / "memory.max", group / "memory.current", group / "memory.stat")
         if unified
@@ -40,7 +41,8 @@ def memory_room(root: Path = ROOT, memberships: Path = MEMBERSHIPS) -> int | Non
 
 
 def _groups(controller: str, root: Path, memberships: Path) -> Iterator[tuple[Path, bool]]:
-    """The directories of the groups that may limit this process, up to the root, and whether they are of version 2."""
+    """The directories of the control groups that may limit this process, up to the root, each with whether it is of
+    version 2."""
     if not memberships.is_file():
         return
     for line in memberships.read_text(encoding="utf-8").splitlines():
@@ -53,7 +55,7 @@ def _groups(controller: str, root: Path, memberships: Path) -> Iterator[tuple[Pa
 
 
 def _share(group: Path, unified: bool) -> float | None:
-    """How many processors' time the group has; None without a limit."""
+    """The group's CPU quota as a number of processors; None without a limit."""
     files = (group / "cpu.max",) if unified else (group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
     if not all(file.is_file() for file in files):
         return None
@@ -62,7 +64,7 @@ def _share(group: Path, unified: bool) -> float | None:
 
 
 def _room(limit: Path, used: Path, stat: Path) -> int | None:
-    """Bytes of the limit that are not used; pages of files that can be dropped count as not used."""
+    """The unused bytes below the limit; file pages that the kernel can drop count as unused."""
     if not (limit.is_file() and used.is_file()):
         return None
     text = limit.read_text(encoding="utf-8").strip()

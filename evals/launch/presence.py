@@ -1,4 +1,4 @@
-"""The other processes that a launcher started: whether they are still there, and what a person is told."""
+"""The launcher's other processes → whether they are still alive, and a message for the user if not."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from datafiles.text import first_line
 from rewards.command import say_error
 from rollout.stopping import Stopped
 
-# gloo's errors are plain RuntimeErrors: the place in its source, what happened, and what it supposes.
+# gloo's errors are plain RuntimeErrors: the place in its source code, what happened, and a guess at the cause.
 OF_GLOO = re.compile(r"\[\S*gloo/transport/\S+\] (?P<said>.*?)( This is typically caused by .*)?")
 
 BEAT_S = 1.0
 SILENT_S = 120.0
-"""A process of which nothing is heard for so long is given up. It tells in a thread of its own: however long it
-samples, loads or waits, that goes on, and stops when all of the process does, or its machine."""
+"""A process that sends nothing for this long is given up. Heartbeats come from a thread of their own, which keeps
+running however long the process samples, loads or waits, and stops only with the whole process or its machine."""
 BEATS_OF_THE_LIVING = 2
-"""One may have been under way when a process was killed."""
+"""The number of beats that shows that a process is alive: one may have been in flight when the process was killed."""
 TOLD_WITHIN = 20
-"""Beats of its own for which a process that leaves listens to the others."""
+"""How many of its own beats a process that is leaving keeps listening to the others."""
 LEFT, FAILED = "left", "failed"
-# What gloo says where nobody is gone, and somebody has not come.
+# gloo's message if all processes are alive, but one has not reached the collective call.
 WAITED = "Timed out waiting"
 WHERE_THEY_WAIT = "distributed_c10d.py"
 _here: Presence | None = None
-"""Of this process, from when it is one of several: an error is told when it has left, too."""
+"""This process's presence, once it is one of several; kept after it has left, because errors are reported then too."""
 
 
 def lost_rank(error: Exception) -> str | None:
-    """What a person is told of an error that says that another of a launcher's processes is gone, or does not answer;
-    None of another error."""
+    """The message for an error that shows that another of the launcher's processes is gone or does not answer; None for
+    any other error."""
     import torch.distributed as dist
 
     line = first_line(error)
@@ -49,7 +49,7 @@ def lost_rank(error: Exception) -> str | None:
 
 
 def _is_lost(said: str) -> str:
-    """What a person is told where another rank is gone, which shows in what is `said`."""
+    """The message for a lost rank; `said` is the evidence."""
     rank = os.environ.get("RANK", "0")
     if WAITED in said and _here is not None and (there := _here.still_there()):
         return f"rank {rank} waited for another rank, which has not come ({said.rstrip('.')}): {there}"
@@ -57,7 +57,7 @@ def _is_lost(said: str) -> str:
 
 
 class Store(Protocol):
-    """Of torch's, what is used: a value is there for all processes once one has set it."""
+    """The part of torch's store that is used. All processes see a value once one has set it."""
 
     def set(self, key: str, value: str, /) -> None: ...
 
@@ -65,14 +65,14 @@ class Store(Protocol):
 
 
 class LostRankError(RuntimeError):
-    """Another of a launcher's processes is gone. The text is what shows it."""
+    """Another of the launcher's processes is gone. The message is the evidence."""
 
 
 class Presence:
-    """What this process tells through a launcher's store, and hears of the others there.
+    """This process's heartbeats through the launcher's store, and those of the others.
 
-    One thread tells and hears, and hangs where the store does. Another counts for how many of its own turns nothing is
-    heard. They are turns, not seconds: all processes may have been stopped for an hour, to go on together.
+    One thread sends and receives, and hangs if the store does. Another counts for how many of its own turns nothing has
+    been received. It counts turns, not seconds, because all processes may be suspended for an hour and then continue.
     """
 
     def __init__(self, rank: int, count: int, store: Store, give_up: Callable[[str], None]) -> None:
@@ -82,20 +82,20 @@ class Presence:
         self._heard: Counter[int] = Counter()
         self._silent: Counter[int] = Counter()
         self._mark = ""
-        """What it says of itself at last."""
+        """The final status that this process sends."""
         self._turn, self._over = threading.Event(), threading.Event()
         self._speaker = threading.Thread(target=self._tell_and_hear, daemon=True)
         self._speaker.start()
         threading.Thread(target=self._count_silence, daemon=True).start()
 
     def leave(self, *, failed: bool) -> None:
-        """From now on nothing need be heard of this process."""
+        """Tell the others not to expect further heartbeats from this process."""
         self._mark = FAILED if failed else LEFT
         self._turn.set()
 
     def lost(self) -> list[int]:
-        """The others that are gone without having left: they failed, or nothing is heard of them while this process,
-        which has left, still listens. None where it hears nothing itself."""
+        """The other ranks that are gone without having left: they failed, or they were silent while this process, which
+        has left, kept listening. Empty if this process cannot receive anything itself."""
         before = Counter(self._heard)
         for _ in range(round(10 * TOLD_WITHIN)):
             gone = [
@@ -110,8 +110,8 @@ class Presence:
         return gone if self._speaker.is_alive() else []
 
     def still_there(self) -> str:
-        """Which of the others are heard of and do not wait themselves, and where each is in its program; of all where
-        all wait, as for different things. Nothing where none is heard."""
+        """The other ranks that are alive and not waiting themselves, with where each is in its program. If all wait, as
+        for different collectives, all of them; empty if none is heard."""
         places = {
             other: told.partition(" ")[2]
             for other, told in sorted(self._told.items())
@@ -121,14 +121,14 @@ class Presence:
         return ", ".join(f"rank {other} is still running, at {place}" for other, place in (busy or places).items())
 
     def close(self) -> None:
-        """Tell the last, and listen no longer."""
+        """Send the final status and stop listening."""
         self._over.set()
         self._turn.set()
         self._speaker.join(BEAT_S)
 
     def _tell_and_hear(self) -> None:
         beat = 0
-        with contextlib.suppress(RuntimeError):  # the store is gone, with its process
+        with contextlib.suppress(RuntimeError):  # the store is gone, as is its process
             while True:
                 over = self._over.is_set()
                 beat += 1
@@ -149,7 +149,7 @@ class Presence:
     def _count_silence(self) -> None:
         while not self._over.wait(BEAT_S):
             there = self._speaker.is_alive()
-            # Of the others one may still be starting. Where the store is gone, nothing will be heard of it either.
+            # Do not count ranks never heard from: they may still be starting. Without the store, none will be heard.
             self._silent.update(list(self._told) if there else self._others)
             silent = [other for other in self._others if self._silent[other] * BEAT_S >= SILENT_S]
             if silent and not self._mark:
@@ -159,11 +159,11 @@ class Presence:
 
 @contextlib.contextmanager
 def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]:
-    """Inside the block the processes of a launcher, which have found each other, hear of each other; one that hangs, or
-    whose machine is gone, is given up after `SILENT_S`: the process ends, wherever it is.
+    """A context in which the launcher's processes, which have already found each other, exchange heartbeats. If one
+    hangs, or its machine is gone, the others give it up after `SILENT_S`: they end, whatever they are doing.
 
-    A launcher that has lost a process ends the others as if somebody had asked them to stop: raises `LostRankError` in
-    the place of `Stopped` where another is gone. `way_on`: what a person can do then.
+    A launcher that has lost a process ends the others as if the user had asked them to stop. So this raises
+    `LostRankError` instead of `Stopped` if another process is gone. `way_on` says what the user can do then.
     """
     if count == 1:
         yield
@@ -171,7 +171,7 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
     from torch.distributed.rendezvous import rendezvous
 
     def give_up(message: str) -> None:
-        """From another thread than the one that waits, in a library, for who will never come."""
+        """End the process, from a thread, while the main thread may be waiting in a library for a rank that is gone."""
         say_error(f"{message}\n{way_on()}", 1)
         sys.stderr.flush()
         os._exit(1)
@@ -196,7 +196,7 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
 
 
 def _place() -> str:
-    """Where the main thread is: `rewards.py:12 in score`."""
+    """Where the main thread is, such as `rewards.py:12 in score`."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return "its end"

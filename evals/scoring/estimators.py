@@ -1,6 +1,6 @@
-"""Verdicts → a score, how far it can be trusted, and whether two scores differ.
+"""Verdicts → a score, its uncertainty, and whether two scores differ.
 
-Shapes: P problems, K samples of each. Intervals are of 95 %.
+Shapes: P problems, K samples of each. Intervals are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927).
 
-    Raises `ValueError` when there were no trials.
+    Raises `ValueError` if there are no trials.
     """
     if trials <= 0:
         raise ValueError("an interval needs at least one trial")
@@ -35,9 +35,9 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 
 def bootstrap(scores_P: Floats) -> tuple[float, float]:
-    """95 % percentile interval of the mean over problems: samples of one problem are not independent.
+    """95 % percentile interval of the mean, resampling problems, because samples of one problem are not independent.
 
-    Raises `ValueError` for a single problem, whose resamples are all alike: they tell nothing of chance.
+    Raises `ValueError` for a single problem, whose resamples are all alike and so say nothing about chance.
     """
     if len(scores_P) < 2:
         raise ValueError("a bootstrap needs at least two problems")
@@ -48,9 +48,9 @@ def bootstrap(scores_P: Floats) -> tuple[float, float]:
 
 
 def mean_interval(scores_P: Floats) -> tuple[float, float]:
-    """Interval of the mean of scores in [0, 1], one a problem: Wilson's where each is 0 or 1, a bootstrap otherwise.
+    """Interval of the mean of scores in [0, 1], one per problem: Wilson's if each is 0 or 1, a bootstrap otherwise.
 
-    Where all problems score alike every resample does too, and a bootstrap would claim certainty: Wilson's then.
+    If all problems have the same score, so has every resample, and a bootstrap would claim certainty: then Wilson's.
     """
     if np.isin(scores_P, (0.0, 1.0)).all() or np.ptp(scores_P) == 0:
         return wilson(float(scores_P.sum()), len(scores_P))
@@ -65,8 +65,8 @@ def average(correct_PK: NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
 def pass_at_k(correct_PK: NDArray[np.bool_]) -> Floats:
     """[P, K]: pass@1 … pass@K of each problem, unbiased.
 
-    1 − C(n − c, k) / C(n, k) for c right ones of n (Chen et al. 2021, equation 1), as the product
-    1 − Π (1 − k/i) over i = n − c + 1 … n, which no factorial can overflow.
+    1 − C(n − c, k) / C(n, k) for c correct samples of n (Chen et al. 2021, equation 1), as the product
+    1 − Π (1 − k/i) over i = n − c + 1 … n, which has no factorials to overflow.
     """
     samples = correct_PK.shape[1]
     k_K1 = np.arange(1, samples + 1)[:, None]
@@ -80,30 +80,30 @@ def pass_at_k(correct_PK: NDArray[np.bool_]) -> Floats:
 class Votes:
     """The answers to one problem, counted by what they state.
 
-    Example: `Votes(right=3, wrong=(2, 2, 1), silent=1)` of nine samples, one of them without an answer
+    Example: `Votes(right=3, wrong=(2, 2, 1), silent=1)` for nine samples, one of them without an answer
     """
 
     right: int
     wrong: tuple[int, ...]
-    """Size of each class of equivalent answers that are not correct."""
+    """The size of each class of equivalent incorrect answers."""
     silent: int
-    """Samples without an answer: they cast no vote."""
+    """The number of samples without an answer, which cast no vote."""
 
 
 @lru_cache(maxsize=4096)
 def maj_at_k(votes: Votes, k: int) -> float:
-    """maj@k: the chance that the most frequent answer of k samples is right, a tie being decided by lot.
+    """maj@k: the probability that the most frequent answer of k samples is right, with ties broken at random.
 
-    The expectation over all subsets of k of the n samples (k = n is the usual maj@k), exact: counts of a subset are
-    independent binomials given that they sum to k. So for each number of right ones drawn, the wrong classes that
-    may tie are folded in one at a time, and all others together.
+    The exact expectation over all subsets of k of the n samples (k = n is the usual maj@k): the counts in a subset are
+    independent binomials conditioned on their sum being k. So for each number of right samples drawn, the wrong classes
+    that may tie are added one at a time, and all others together.
     """
     n = votes.right + sum(votes.wrong) + votes.silent
     if not 1 <= k <= n:
         raise ValueError(f"maj@{k} needs at least {k} samples; there are {n}")
 
     def drawn(size: int) -> Floats:
-        # Any rate gives the same conditional law; this one keeps the numbers far from 0.
+        # Any rate gives the same conditional distribution; this one keeps the numbers away from 0.
         return np.asarray(stats.binom.pmf(np.arange(size + 1), size, k / n))
 
     expected = 0.0
@@ -119,9 +119,9 @@ def maj_at_k(votes: Votes, k: int) -> float:
 
 
 def _with_rival(chances_TM: Floats, drawn: Floats, width: int) -> Floats:
-    """Chances by ties and samples drawn, with one more class that must not exceed the right one.
+    """Probabilities by ties and samples drawn, with one more class added that must not exceed the right one.
 
-    The last entry of `drawn` is the chance of a tie.
+    The last entry of `drawn` is the probability of a tie.
     """
     ties, before = chances_TM.shape
     longest = min(width, before + len(drawn) - 1)
@@ -147,16 +147,16 @@ class Difference:
     p_value: float
     test: str
     better: int
-    """Problems on which the first scores higher."""
+    """The number of problems on which the first scores higher."""
     worse: int
 
 
 def difference_interval(gaps_P: Floats) -> tuple[float, float]:
-    """Interval of the mean of differences in [−1, 1], one a problem: a bootstrap.
+    """Interval of the mean of differences in [−1, 1], one per problem, by a bootstrap.
 
-    Where all are alike (one problem, or the same right answers twice) every resample is too, and a bootstrap would
-    claim certainty: there it is that of Agresti and Min (2005, "Simple improved confidence intervals for comparing
-    matched proportions"), half a problem more in each cell of the table of who solves what.
+    If all differences are equal (one problem, or the same correct answers twice), so are all resamples, and a bootstrap
+    would claim certainty. The interval is then that of Agresti and Min (2005, "Simple improved confidence intervals for
+    comparing matched proportions"), which adds half a problem to each cell of the table of who solves what.
     """
     if np.ptp(gaps_P):
         return bootstrap(gaps_P)
@@ -168,10 +168,10 @@ def difference_interval(gaps_P: Floats) -> tuple[float, float]:
 
 
 def paired(first_P: Floats, second_P: Floats) -> Difference:
-    """Difference of two scores of the same problems, in the same order, and a two-sided test that it is zero.
+    """The difference of two scores on the same problems, in the same order, and a two-sided test that it is zero.
 
-    With one sample each, McNemar's exact test: the problems that only one of them solves are fair coin flips
-    (McNemar 1947). With several, the signs of the problems' differences are flipped (Fisher 1935).
+    With one sample each, McNemar's exact test (McNemar 1947): under the null hypothesis, the problems that only one of
+    them solves are fair coin flips. With several, a sign-flip test on the problems' differences (Fisher 1935).
     """
     gaps_P = first_P - second_P
     better, worse = int((gaps_P > 0).sum()), int((gaps_P < 0).sum())
@@ -191,15 +191,16 @@ def paired(first_P: Floats, second_P: Floats) -> Difference:
 
 
 def _sign_flips(gaps_P: Floats) -> float:
-    """Share of sign patterns whose mean is at least as far from zero: of all, or where they are many of some drawn."""
+    """The fraction of sign patterns whose mean is at least as far from zero, over all patterns, or over a random sample
+    of them if there are many."""
     count = len(gaps_P)
     if 2**count <= SIGN_FLIPS:
         signs = np.array(list(itertools.product((-1, 1), repeat=count)))
         drawn = 0
     else:
         signs = np.random.default_rng(0).integers(0, 2, size=(SIGN_FLIPS, count), dtype=np.int8) * 2 - 1
-        drawn = 1  # the pattern that was seen counts among those drawn: a p-value is never 0
+        drawn = 1  # the observed pattern counts among those drawn, so a p-value is never 0
     sums = signs @ gaps_P
-    # The same sum in another order may differ by rounding.
+    # The same sum in another order can differ by rounding.
     extreme = np.abs(sums) >= abs(gaps_P.sum()) - 1e-9
     return float((extreme.sum() + drawn) / (len(sums) + drawn))

@@ -1,6 +1,6 @@
-"""Outcomes ↔ a file of one evaluation: each problem's verdicts, and one answer of it to read.
+"""Outcomes ↔ a file of one evaluation: for each problem all verdicts, and one answer to read.
 
-With it two versions, or two runs, are compared problem by problem long after they were sampled.
+Two versions or two runs can be compared problem by problem with these files, long after they were sampled.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rollout.files.durable import naming
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptAnswer:
-    """A problem's line: all verdicts, and the first of its samples."""
+    """A problem's line in the file: all verdicts, and the first sample."""
 
     problem_id: str
     problem: str
     reference: str
     verdicts: tuple[str, ...]
-    """One for each sample."""
+    """One per sample."""
     completion: str
     extracted: str | None
     tokens: int
@@ -33,17 +33,17 @@ class KeptAnswer:
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that are correct."""
+        """The fraction of samples that are correct."""
         return sum(verdict == Verdict.CORRECT for verdict in self.verdicts) / len(self.verdicts)
 
 
 def kept_path(directory: Path, suite: str, adapter: str) -> Path:
-    """Beside the report of the same evaluation, `<suite>-<adapter>.json`."""
+    """The file's path, next to the report of the same evaluation, `<suite>-<adapter>.json`."""
     return directory / f"{suite}-{adapter}.jsonl.gz"
 
 
 def keep_answers(directory: Path, suite: str, adapter: str, outcomes: Sequence[Outcome]) -> None:
-    """Write the file whole or not at all; the same outcomes are the same bytes."""
+    """Write the file atomically. The same outcomes give the same bytes."""
     directory.mkdir(parents=True, exist_ok=True)
     path = kept_path(directory, suite, adapter)
     scratch = path.with_name(f".{path.name}.partial")
@@ -55,9 +55,10 @@ def keep_answers(directory: Path, suite: str, adapter: str, outcomes: Sequence[O
 
 
 def kept_answers(path: Path) -> dict[str, KeptAnswer]:
-    """Problem id → its line; none where there is no such file, as in runs of earlier versions.
+    """Problem id → its line; empty if there is no such file, as in runs of earlier versions.
 
-    Raises `ValueError`, in one line, for a file that cannot be read: it was written whole, and damaged since.
+    Raises `ValueError`, with a one-line message, if the file cannot be read. It was written atomically, so it has been
+    damaged since.
     """
     try:
         rows = [*json_lines(path)]

@@ -1,4 +1,4 @@
-"""Completions and verdicts → the outcome of one problem: what scores are computed from, and what a file keeps of it."""
+"""Completions and verdicts → the outcome of one problem, from which scores are computed, and its form in files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Sample:
 
     text: str
     extracted: str | None
-    """The answer as read from it."""
+    """The answer as read from the completion."""
     verdict: Verdict
     detail: str
-    """The grader's rule that decided."""
+    """The grader's rule that decided the verdict."""
     tokens: int
     finish_reason: FinishReason
 
@@ -34,13 +34,13 @@ class Outcome:
 
     problem: Problem
     adapter: str
-    """Key of what produced them, as in `Completion.adapter`."""
+    """The key of the adapter that produced them, as in `Completion.adapter`."""
     samples: tuple[Sample, ...]
     sampling_s: float = 0.0
-    """This problem's share of the seconds its batch took to sample; 0 where nobody measured."""
+    """This problem's share of the seconds that its batch took to sample; 0 if not measured."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without the problem, which is known by its id."""
+        """The outcome without the problem, which its id identifies."""
         return {
             "problem_id": self.problem.id,
             "adapter": self.adapter,
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: float) -> list[Outcome]:
-    """Groups that were sampled together in `sampling_s` seconds, graded."""
+    """Grade groups that were sampled together in `sampling_s` seconds."""
     items = [
         GradeItem(
             completion=completion.text,
@@ -73,7 +73,8 @@ def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: flo
 
 
 def outcome_of(group: RolloutGroup, results: Sequence[GradeResult], sampling_s: float = 0.0) -> Outcome:
-    """Raises `ValueError` when the completions are not all of one adapter: they would measure none."""
+    """The outcome of a graded group. Raises `ValueError` if the completions are from more than one adapter, because
+    they would measure none of them."""
     adapters = {completion.adapter for completion in group.completions}
     if len(adapters) != 1:
         raise ValueError(f"{group.prompt.problem.id} was answered by several adapters: {', '.join(sorted(adapters))}")

@@ -1,4 +1,4 @@
-"""Outcomes of a suite → the report of one evaluation, and the comparison of two."""
+"""Outcomes of a suite → the report of an evaluation, and the comparison of two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rollout.types import BASE, AdapterRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean over problems with its 95 % interval."""
+    """A mean over problems and its 95 % interval."""
 
     value: float
     interval: tuple[float, float]
@@ -40,7 +40,7 @@ class PartScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """What one adapter scores on one suite. A run writes it as `evals/<suite>-<adapter>.json`."""
+    """The scores of one adapter on one suite. A run writes it as `evals/<suite>-<adapter>.json`."""
 
     suite: str
     suite_version: int
@@ -49,29 +49,29 @@ class EvalReport:
     adapter: str
     """`AdapterRef.key`, or the name given on the command line, or `base`."""
     adapter_sha256: str | None
-    """`AdapterRef.sha256` of the version that was measured; None of the base model."""
+    """`AdapterRef.sha256` of the version that was measured; None for the base model."""
     problems: int
     samples: int
-    """Completions of each problem."""
+    """Completions per problem."""
     avg: float
     interval: tuple[float, float]
-    """95 %."""
+    """The 95 % interval."""
     pass_at: dict[int, Estimate]
     """Unbiased pass@k for every k."""
     maj_at: dict[int, Estimate]
-    """maj@k for the powers of two and for all samples."""
+    """maj@k for powers of two and for all samples."""
     tokens_mean: float
     tokens_mean_correct: float | None
-    """None when nothing was correct."""
+    """None if nothing was correct."""
     tokens_mean_wrong: float | None
-    """Mean over all that is not correct; None when everything was."""
+    """Mean over all completions that are not correct; None if all were."""
     truncated_frac: float
     verdicts: dict[str, float]
-    """Fraction of each verdict."""
+    """Verdict → its fraction of the completions."""
     by_level: dict[str, PartScore]
     by_subject: dict[str, PartScore]
     tokens_per_s: float | None
-    """Completion tokens over the seconds spent sampling; None where nobody measured."""
+    """Completion tokens per second of sampling; None if not measured."""
     temperature: float
     top_p: float
     max_tokens: int
@@ -79,7 +79,7 @@ class EvalReport:
     min_p: float = 0.0
 
     def metrics(self) -> dict[str, float]:
-        """The entries of metrics.jsonl on a step that evaluates."""
+        """The report's entries in metrics.jsonl on a step that evaluates."""
         name = f"eval/{self.suite}"
         found = {
             f"{name}/avg": self.avg,
@@ -111,9 +111,9 @@ def report_on(
     adapter: AdapterRef | None,
     label: str | None = None,
 ) -> EvalReport:
-    """The report on outcomes with equally many samples, of an adapter or, with None, of the base model.
+    """The report on outcomes, all with the same number of samples, of an adapter or, if None, of the base model.
 
-    `label` is what the report calls it; its key when absent. Raises `ValueError` when the outcomes are another's.
+    `label` is its name in the report, by default its key. Raises `ValueError` if the outcomes are of another adapter.
     """
     key = adapter.key if adapter else BASE
     strangers = {outcome.adapter for outcome in outcomes} - {key}
@@ -153,7 +153,7 @@ def report_on(
 
 
 def compare(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
-    """How much higher the first scores on the same problems."""
+    """The first score minus the second, on the same problems."""
     assert [outcome.problem.id for outcome in first] == [outcome.problem.id for outcome in second]
     return paired(correctness(first).mean(axis=1), correctness(second).mean(axis=1))
 
@@ -164,7 +164,7 @@ def correctness(outcomes: Sequence[Outcome]) -> np.ndarray[tuple[int, int], np.d
 
 
 def powers_of_two(samples: int) -> list[int]:
-    """1, 2, 4, … up to the number of samples, and that number."""
+    """1, 2, 4, … up to the number of samples, and that number itself."""
     return sorted({2**i for i in range(samples.bit_length())} | {samples})
 
 
@@ -175,7 +175,7 @@ def _majorities(outcomes: Sequence[Outcome], samples: int, grader: Grader) -> di
 
 
 def _estimates(scores_PK: np.ndarray[tuple[int, int], np.dtype[np.float64]], ks: Sequence[int]) -> dict[int, Estimate]:
-    """One estimate for each column."""
+    """One estimate per column."""
     return {
         k: Estimate(value=float(scores_P.mean()), interval=mean_interval(scores_P))
         for k, scores_P in zip(ks, scores_PK.T, strict=True)
@@ -188,7 +188,7 @@ def _tokens_mean(samples: Sequence[Sample], *, correct: bool) -> float | None:
 
 
 def _parts(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str]) -> dict[str, PartScore]:
-    """The score of each name the problems bear, numbers in their order."""
+    """The score of each level or subject that `name_of` gives the problems, sorted by the numbers in the names."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if name_of(outcome):

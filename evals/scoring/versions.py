@@ -1,4 +1,4 @@
-"""This environment → the versions of what numbers depend on."""
+"""This environment → the versions of the packages that numbers depend on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Python's, and those of the packages that are installed."""
+    """The versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # vllm goes by two names, and lm_eval is an extra
+            continue  # vllm has two names, and lm_eval is an extra
     return found

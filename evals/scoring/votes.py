@@ -1,7 +1,7 @@
-"""Graded samples → votes: how many answers to a problem state the same, by the grader's own judgement.
+"""Graded samples → votes: how many answers to a problem state the same, in the grader's own judgement.
 
-The verdicts say which answers state the reference. The wrong ones are grouped by text first, then each text is compared
-with one representative of every class found so far, all problems at once: round i compares everybody's i-th text.
+The verdicts say which answers equal the reference. The others are grouped by text first. Then each text is compared
+with a representative of every class found so far, for all problems at once: round i compares each problem's i-th text.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from evals.scoring.estimators import Votes
 from evals.scoring.outcomes import Outcome
 from rewards import Grader, Verdict
 
-# Beyond this many different wrong answers to one problem the rarest stay classes of their own: 496 comparisons.
+# Only this many different wrong answers to a problem are compared (496 comparisons); rarer ones stay separate classes.
 MOST_COMPARED = 32
 AS_COMPLETION = {"boxed": "\\boxed{%s}", "answer_is": "The answer is %s", "gsm8k_hashes": "#### %s"}
 Class = list[tuple[str, int]]
-"""Texts that state the same with their counts; the first stands for all."""
+"""Equivalent texts with their counts; the first represents the class."""
 
 
 def count_votes(outcomes: Sequence[Outcome], grader: Grader) -> list[Votes]:
-    """The votes on each problem. A sample without an answer casts none."""
+    """The votes on each problem. A sample without an answer casts no vote."""
     texts = [
         Counter(s.extracted for s in outcome.samples if s.extracted is not None and not s.correct).most_common()
         for outcome in outcomes
@@ -36,7 +36,7 @@ def count_votes(outcomes: Sequence[Outcome], grader: Grader) -> list[Votes]:
 
 
 def classes_of(texts: Sequence[Sequence[tuple[str, int]]], grader: Grader) -> list[list[Class]]:
-    """Classes of equivalent texts for each problem. `texts` has each problem's different ones, the commonest first."""
+    """Classes of equivalent texts for each problem. `texts` has each problem's distinct texts, most frequent first."""
     classes: list[list[Class]] = [[] for _ in texts]
     for turn in range(max((len(row) for row in texts), default=0)):
         asked = [(index, row[turn]) for index, row in enumerate(texts) if turn < len(row)]
@@ -56,7 +56,7 @@ def classes_of(texts: Sequence[Sequence[tuple[str, int]]], grader: Grader) -> li
 
 
 def _first_equal(pairs: Sequence[tuple[int, int]], texts: Sequence[tuple[str, str]], grader: Grader) -> dict[int, int]:
-    """Problem → the first class whose representative equals its text."""
+    """Problem → the first class whose representative is equal to its text."""
     wrapped = AS_COMPLETION[grader.config.answer_forms[0]]
     results = grader.grade([(wrapped % text, representative) for text, representative in texts])
     found: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""Functions in pieces → points in every piece, where the identity test looks before it says that two are the same.
+"""Piecewise functions → points in every piece, which the identity test checks before it calls two functions equal.
 
-|x - 10| and 10 - x agree at every small number. What is analytic may be judged by a few points anywhere; an absolute
-value, a maximum or a floor may not.
+|x - 10| and 10 - x agree at every small number. Analytic functions can be judged by a few points anywhere; an absolute
+value, a maximum or a floor cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rewards.reading.parse import Expr
 MAX_BREAKS = 12
 MAX_DEGREE = 8
 FAR = tuple(sympy.Rational(sign * 7, 5) * sympy.Integer(10) ** k for k in range(-3, 5) for sign in (1, -1))
-"""Where the ends of the pieces are not known: near zero and far from it."""
+"""Points near zero and far from it, for when the ends of the pieces are not known."""
 
 _TURNING = (sympy.Abs, sympy.sign, sympy.Heaviside)
 _STEPS = (sympy.floor, sympy.ceiling)
@@ -26,7 +26,7 @@ _IN_PIECES = (*_TURNING, *_STEPS, sympy.Max, sympy.Min, sympy.Piecewise)
 
 
 def points_in_pieces(expressions: tuple[Expr, ...], anywhere: dict[Expr, Expr]) -> Iterator[dict[Expr, Expr]]:
-    """For every unknown in turn, a value in each piece, while the others stay at the point `anywhere`."""
+    """Vary one unknown at a time over a value in each of its pieces; the others stay at the point `anywhere`."""
     if not any(_is_in_pieces(expression) for expression in expressions):
         return
     for symbol in anywhere:
@@ -43,12 +43,12 @@ def _is_in_pieces(expression: Expr) -> bool:
 
 
 def _is_even_root(power: Expr) -> bool:
-    r"""\sqrt{(x-10)^2} is |x-10|; \sqrt{x} is in one piece."""
+    r"""Whether a power is like \sqrt{(x-10)^2}, which is |x-10|; \sqrt{x} has one piece."""
     return bool(power.exp.is_Rational and power.exp.q % 2 == 0 and power.base.has(sympy.Pow) and power.free_symbols)
 
 
 def _arguments(expression: Expr) -> Iterator[Expr]:
-    """What changes its sign where a piece ends."""
+    """The expressions that change sign where a piece ends."""
     for node in sympy.preorder_traversal(expression):
         if isinstance(node, _TURNING):
             yield node.args[0]
@@ -63,7 +63,7 @@ def _arguments(expression: Expr) -> Iterator[Expr]:
 
 
 def _between(arguments: set[Expr], symbol: Expr) -> list[Expr]:
-    """A value on either side of every root, and `FAR` where one of the arguments is no short polynomial."""
+    """A value on either side of every root, and `FAR` if one of the arguments is not a short polynomial."""
     breaks: list[float] = []
     values: list[Expr] = []
     for argument in arguments:

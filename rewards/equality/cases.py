@@ -1,4 +1,4 @@
-"""Functions in pieces → equal or not: the same values under the same conditions, in any order."""
+"""Piecewise functions → equal or not: the same values under the same conditions, in any order."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def pieces(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 Where = tuple[str, Region] | None
-"""The unknown and its values, where a condition is about one."""
+"""A condition's unknown and the region of its values; None if the condition is not about one unknown."""
 
 
 def _where(node: Pieces) -> list[Where]:
-    """Where each piece is; "otherwise" is what the others leave, once where they are is known."""
+    """The region of each piece; "otherwise" is what the others leave, provided that their regions are known."""
     found = [_region(condition) if condition else None for _, condition in node.rows]
     known = [where for where in found if where is not None]
     others = [condition for _, condition in node.rows].count("")
@@ -70,5 +70,5 @@ def _same_condition(one: tuple[str, Where], other: tuple[str, Where], equal: Equ
 
 
 def _words(condition: str) -> str:
-    """n is even and n even say the same."""
+    """A condition as normalized words: "n is even" and "n even" are the same."""
     return fingerprint(" ".join(word for word in fold(condition).split() if word not in {"is", "are"}))

@@ -1,7 +1,7 @@
-"""Two answers as read → equal or not. One small rule per pair of kinds; what no rule joins is not equal.
+"""Two answers as read → equal or not. One small rule per pair of kinds; a pair without a rule is not equal.
 
-The first argument is always the reference. Rules are symmetric except where a reference may be fuller
-than the answer has to be (a unit, a variable's name): those say so.
+The first argument is always the reference. Rules are symmetric, except those that say that the reference may
+contain more than the answer needs to (a unit, a variable's name).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rewards.reading.shapes import Node, Unusable
 
 
 def equal(reference: Node, answer: Node) -> bool:
-    """Whether an answer states what the reference states. The first rule that applies decides."""
+    """Whether an answer states the same as the reference. The first rule that applies decides."""
     if isinstance(reference, Unusable) or isinstance(answer, Unusable):
         return False
     for rule in _RULES:

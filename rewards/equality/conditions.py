@@ -1,4 +1,4 @@
-"""Answers that carry more than their value: a side condition, or a rounded value beside the exact one."""
+"""Answers with more than their value: a side condition, or a rounded value next to the exact one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewards.reading.shapes import Approximation, Bracketed, Conditioned, Exact,
 from rewards.spelling.clean import fingerprint
 
 CONSISTENT = Fraction(1, 50)
-"""How far a rounded value may lie from the exact one beside it, as a part of the larger."""
+"""How far a rounded value may be from the exact one next to it, relative to the larger."""
 
 _QUANTIFIED = re.compile(
     r"(?<![\\A-Za-z])(?P<before>[A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)"
@@ -23,7 +23,7 @@ _QUANTIFIED = re.compile(
 _SOME_INTEGERS = re.compile(
     r"positive|negative|natural|counting|whole|even|odd|prime|zero|distinct|certain|fixed|given", re.I
 )
-"""What makes fewer than all of them."""
+"""Words that restrict a condition to some of the integers."""
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
     r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
@@ -31,7 +31,7 @@ _DOMAIN_CONDITION = re.compile(
 
 
 def conditioned(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """k\\pi, k ∈ Z: value and condition agree; a condition on one side only must be a mere domain."""
+    """k\\pi, k ∈ Z: both value and condition must agree; if only one side has a condition, it must be a mere domain."""
     if not isinstance(reference, Conditioned) and not isinstance(answer, Conditioned):
         return None
     if isinstance(reference, Conditioned) and isinstance(answer, Conditioned):
@@ -47,7 +47,7 @@ def conditioned(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def _same_condition(one: str, other: str) -> bool:
-    """Conditions agree as text, or both only say which numbers are meant."""
+    """Whether two conditions agree as text, or both only name the same numbers."""
     if fingerprint(fold(one)) == fingerprint(fold(other)):
         return True
     return _is_mere_domain(one) and _is_mere_domain(other) and _domain_names(one) == _domain_names(other)
@@ -69,12 +69,13 @@ def _equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) ->
 
 
 def _is_mere_domain(condition: str) -> bool:
-    r"""k \in \mathbb{Z}, "where n is an integer", "for some constant C": no restriction of the value."""
+    r"""Whether a condition does not restrict the value: k \in \mathbb{Z}, "where n is an integer", "for some constant
+    C"."""
     return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
 
 
 def is_over_integers(condition: str) -> bool:
-    """Whether a condition says that something is any integer, and no more."""
+    """Whether a condition says only that something is any integer."""
     whole = _is_mere_domain(condition) and not _SOME_INTEGERS.search(condition)
     return whole and _domain_names(condition) == {"Z"}
 
@@ -89,7 +90,7 @@ def _domain_names(condition: str) -> set[str]:
 
 
 def approximation(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """\\sqrt{2} ≈ 1.414: the exact side counts, and the rounded side must not belie it."""
+    """\\sqrt{2} ≈ 1.414: the exact side counts, and the rounded side must not contradict it."""
     if isinstance(answer, Approximation):
         return _is_consistent(answer) and (
             equal(reference, answer.exact) or (_is_decimal(reference) and equal(reference, answer.rounded))
@@ -100,7 +101,7 @@ def approximation(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def _is_consistent(approximation: Approximation) -> bool:
-    """The rounded side lies within two per cent of the exact side, where both are numbers."""
+    """Whether the rounded side is within two per cent of the exact side, if both are numbers."""
     exact, rounded = _magnitude(approximation.exact), _magnitude(approximation.rounded)
     if exact is None or rounded is None:
         return not isinstance(approximation.rounded, Items | Bracketed)
@@ -108,7 +109,7 @@ def _is_consistent(approximation: Approximation) -> bool:
 
 
 def _magnitude(node: Node) -> Fraction | None:
-    """The exact value of a node, whatever its unit."""
+    """The exact value of a node, ignoring its unit."""
     return _magnitude(node.value) if isinstance(node, Quantity) else value_of(node)
 
 

@@ -1,7 +1,7 @@
 r"""Arbitrary constants: x^2 + C is x^2 + c, C_1 e^x + C_2 is c_1 e^x + c_2, and \sin^2 x + C is -\cos^2 x + C.
 
-A constant of integration may have any name, and takes up any number. A letter is one where it is written as people
-write them, C, C_1, K_2 or "constant", on one side at least, and where the expression has a variable besides.
+A constant of integration may have any name and absorbs any number. A letter counts as one if at least one side writes
+it in a usual form, C, C_1, K_2 or "constant", and the expression also has a variable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"[xyztuvwrsn]|\\?theta")
 
 
 def same_up_to_constants(one: str, other: str) -> bool:
-    """Whether two cleaned expressions differ in the names and the size of their arbitrary constants alone."""
+    """Whether two cleaned expressions differ only in the names and values of their arbitrary constants."""
     if not (_MENTIONED.search(one) and _MENTIONED.search(other)):
         return False
     left, right = parse(one), parse(other)
@@ -47,14 +47,15 @@ def same_up_to_constants(one: str, other: str) -> bool:
 
 
 def _are_constants(ours: list[Expr], theirs: list[Expr]) -> bool:
-    """All may be constants, and on one side all are written as such."""
+    """Whether all can be constants, and on one side all are written in a usual form."""
     if not all(_PERHAPS.fullmatch(symbol.name) for symbol in (*ours, *theirs)):
         return False
     return any(all(_CONSTANT.fullmatch(symbol.name) for symbol in side) for side in (ours, theirs))
 
 
 def _differ_by_a_number(left: Expr, right: Expr) -> bool:
-    """Both are a function plus a multiple of the one constant that they share; the functions differ by a number."""
+    """Whether both are a function plus a multiple of the one constant that they share, and the functions differ by a
+    number."""
     shared = left.free_symbols & right.free_symbols
     constants = [symbol for symbol in shared if _CONSTANT.fullmatch(symbol.name)]
     if len(constants) != 1:

@@ -1,4 +1,4 @@
-"""An object of sympy → can it be evaluated, and has it a value at all?"""
+"""A sympy object → whether it can be evaluated, and whether it has a value at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sympy
 from rewards.reading.parse import Expr
 
 MAX_POWER = 200_000.0
-"""Largest number of decimal digits a value may have before it is left unevaluated."""
+"""A value with more decimal digits than this is not evaluated."""
 MAX_FACTORIAL = 20_000
 
 _LIKE_EXP = (sympy.exp, sympy.sinh, sympy.cosh, sympy.sech, sympy.csch)
@@ -21,7 +21,8 @@ _WITH_POLES = (sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.factorial, symp
 def is_defined(expression: Expr) -> bool:
     r"""Whether no part of an expression is 7/0, \log 0, \tan 90^\circ or \infty - \infty.
 
-    Parts are asked for themselves, because sympy makes values of them again: 1/(1/0) is 0 for it, and |1/0| infinite.
+    Each part is checked separately, because sympy can turn an undefined part into a value: 1/(1/0) into 0, and |1/0|
+    into infinity.
     """
     if has_no_value(expression):
         return False
@@ -33,7 +34,7 @@ def has_no_value(expression: Expr) -> bool:
 
 
 def _may_be_undefined(node: Expr) -> bool:
-    """Cheap: most expressions are done after this."""
+    """A cheap test that decides most expressions."""
     if isinstance(node, sympy.Pow):
         infinite = node.base.is_infinite or node.exp.is_infinite
         return bool(infinite or not (node.exp.is_nonnegative or node.base.is_zero is False))
@@ -48,12 +49,13 @@ def _is_undefined(node: Expr) -> bool:
     if (node.free_symbols and not node.has(sympy.oo, -sympy.oo)) or not is_evaluable(node):
         return False
     if isinstance(node, sympy.log) and any(argument.doit(deep=True).is_zero for argument in node.args):
-        return True  # to base 0 as well, where sympy finds 0
+        return True  # also to base 0, for which sympy returns 0
     return has_no_value(node.doit(deep=True))
 
 
 def is_evaluable(expression: Expr) -> bool:
-    """Powers and factorials that would fill memory are left alone: such answers compare as text only."""
+    """Whether an expression is small enough to evaluate. Answers whose powers or factorials would fill the memory are
+    compared only as text."""
     for node in sympy.preorder_traversal(expression):
         if isinstance(node, (sympy.Pow, *_LIKE_EXP)) and _digits(node) > MAX_POWER:
             return False
@@ -63,7 +65,7 @@ def is_evaluable(expression: Expr) -> bool:
 
 
 def _digits(power: Expr) -> float:
-    """About how many decimal digits a power has."""
+    """The approximate number of decimal digits of a power."""
     base, exponent = (sympy.E, power.args[0]) if isinstance(power, _LIKE_EXP) else power.as_base_exp()
     size = _size(exponent)
     if size <= 1:

@@ -1,7 +1,7 @@
 r"""Families of numbers, one for every integer → equal or not: 7k + 3, k ∈ Z is 7n - 4, n ∈ Z, and x ≡ 3 (mod 7).
 
-The reference has to say that its letter is any integer, or be a congruence. Where it does not, the letter may be a
-number of the problem's, and what an answer adds makes no family of it.
+The reference must say that its letter is any integer, or be a congruence. Otherwise the letter may be a number from
+the problem, and a condition in the answer does not turn the reference into a family.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rewards.reading.shapes import Conditioned, Expression, Items, Node, Relatio
 
 MAX_FAMILIES = 6
 _PARAMETERS = frozenset("jklmn")
-"""Letters that stand for an integer where nothing is said of them: y = 2x + 3 is a line."""
+"""Letters that stand for an integer if nothing is said about them; x is not one: y = 2x + 3 is a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """start + step · letter for every integer; `name` is what it is equated with, or ""."""
+    """start + step · letter for every integer letter; `name` is the name that it is equated with, or ""."""
 
     name: str
     letter: str
@@ -36,7 +36,7 @@ class Family:
 
 
 def families(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """True where both are the same families; everything else is left to the other rules."""
+    """True if both are the same families; everything else is left to the other rules."""
     if not _may_state_one(reference) or not _may_state_one(answer, bare=True):
         return None
     try:
@@ -59,14 +59,14 @@ def _same_families(ours: list[Family], theirs: list[Family]) -> bool:
 
 
 def _may_state_one(node: Node, *, bare: bool = False) -> bool:
-    """A cheap test: whether a node may state a family; `bare`: one of which nothing is said, too."""
+    """A cheap test for whether a node may state a family. `bare` includes families without a condition."""
     if isinstance(node, Conditioned) or (isinstance(node, Relation) and node.operators == ("==",)):
         return True
     return bare and isinstance(node, Expression | Relation)
 
 
 def _families(node: Node) -> tuple[list[Family], bool] | None:
-    """The families that a node states, and whether it says that they are over all integers."""
+    """The families that a node states, and whether it says that they range over all integers."""
     congruent = residue_class(node)
     if congruent is not None:
         name, start, modulus = congruent
@@ -85,7 +85,7 @@ def _families(node: Node) -> tuple[list[Family], bool] | None:
 
 
 def _is_any_integer(letter: str, condition: str) -> bool:
-    """Whether a letter is the one that a condition is of; or where there is none, one that stands for an integer."""
+    """Whether a condition says that the letter is any integer; without a condition, whether the letter usually is."""
     return bool(_alone(letter, condition)) if condition else letter in _PARAMETERS
 
 
@@ -111,7 +111,7 @@ def _family(node: Node) -> Family | None:
     letter = letters.pop()
     line = expression.doit()
     step = sympy.diff(line, letter)
-    # A step of one makes all integers of whatever it starts from; and a_n = 2n - 1 is a formula in its n.
+    # With a step of one, any start gives the same integers; and a_n = 2n - 1 is a formula in n.
     if step.free_symbols or step.is_zero is not False or abs(step) == 1 or _alone(letter.name, name):
         return None
     return Family(name, letter.name, line.xreplace({letter: sympy.Integer(0)}), step)

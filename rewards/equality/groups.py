@@ -1,4 +1,4 @@
-"""Several values: lists, sets, points, intervals, vectors and matrices, by their elements."""
+"""Several values: lists, sets, points, intervals, vectors and matrices, compared by their elements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, I
 
 
 def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """Lists and sets have no order; a set in braces has no repetitions; a list of one is its element."""
+    """Lists and sets have no order; a set in braces has no repetitions; a list of one value is that value."""
     if not isinstance(reference, Items) and not isinstance(answer, Items):
         return None
     region = regions.equal_if_regions(reference, answer)
@@ -35,14 +35,14 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
             return relations.equal_assignments(lone, Items(other.elements), equal)
         if lone.kind == "set" and len(lone.elements) == 1:
             return equal(lone.elements[0], other)
-        # A point may lose its brackets, not gain them: 3, 4 for (3, 4).
+        # The answer may leave out a point's brackets, but not add them: 3, 4 for (3, 4).
         return (
             lone is answer
             and lone.kind == "list"
             and other.opening == "("
             and _all_equal(other.elements, relations.coordinates(lone), equal)
         )
-    # 3/4 or 0.75 is one value said twice; 75, 75 is two values.
+    # "3/4 or 0.75" is one value stated twice; "75, 75" is two values.
     said_twice = lone.kind == "set" or lone.joined_by == "or"
     members = _distinct(lone.elements, equal) if said_twice else lone.elements
     if len(members) != 1:
@@ -59,7 +59,7 @@ def _distinct(elements: Sequence[Node], equal: Equal) -> list[Node]:
 
 
 def _same_members(left: Sequence[Node], right: Sequence[Node], equal: Equal) -> bool:
-    """A one-to-one matching. Equality of answers is transitive enough for the first match to do."""
+    """Whether the members match one to one. Equality is close enough to transitive for a greedy matching."""
     if len(left) != len(right):
         return False
     remaining = list(right)
@@ -115,7 +115,8 @@ def _matrix_latex(matrix: Matrix) -> str:
 
 
 def sets(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """Unions, differences and named sets as sets of reals, else by their parts; a bracket is one only as a region."""
+    """Unions, differences and named sets, compared as sets of reals, or else by their parts; brackets are a set only as
+    a region."""
     kinds = (Combination, Domain, Bracketed)
     if isinstance(reference, kinds) or isinstance(answer, kinds):
         if isinstance(reference, Domain) and isinstance(answer, Domain):

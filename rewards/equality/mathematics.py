@@ -1,8 +1,8 @@
 """Two expressions → equal or not. math-verify verifies; exact and 60-digit values cross-check.
 
-math-verify compares rounded values, so 1e-7 equals 2e-7 for it, and 1/2004! equals 1/2006!. Here rationals
-are compared exactly, and other values to 60 digits relative to their size, and agreement of numbers counts
-only where the numbers are of everyday size.
+math-verify compares rounded values, so to it 1e-7 equals 2e-7, and 1/2004! equals 1/2006!. Here rationals are
+compared exactly and other values to 60 digits relative to their size, and agreement of numbers counts only
+if the numbers are of everyday size.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ DIGITS = 60
 AGREE = sympy.Float("1e-50", DIGITS)
 EVERYDAY_DIGITS = 40
 SMALL_NUMBER = 20
-"""Double factorials of arguments with numbers up to here have few digits at the sampled points."""
+"""Double factorials whose arguments have no larger number than this have few digits at the sampled points."""
 
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
-"""What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
-so the text of the error is kept in the verdict's detail."""
+"""What sympy raises on expressions that make no sense to it. A bug of ours could raise these too, so the verdict's
+detail keeps the text of the error."""
 
 
 @lru_cache(maxsize=8192)
 def same_expression(reference: str, answer: str) -> bool:
-    """Whether two cleaned expressions are equal. `Unparsed` when either cannot be read."""
+    """Whether two cleaned expressions are equal. Raises `Unparsed` if either cannot be read."""
     left, right = parse(reference), parse(answer)
     try:
         return same(left, right)
@@ -43,9 +43,10 @@ def same_expression(reference: str, answer: str) -> bool:
 
 
 def same(left: Expr, right: Expr) -> bool:
-    """Whether two objects of sympy are equal. Raises what sympy does on those that make no sense: `SYMPY_ERRORS`.
+    """Whether two sympy objects are equal. Raises `SYMPY_ERRORS`, as sympy does, for objects that make no sense.
 
-    What is undefined equals nothing: 7/0 and 8/0 are no two names of one value. Asked last, as few are equal.
+    Undefined objects equal nothing: 7/0 and 8/0 are not the same value. That is checked last, because few pairs get so
+    far.
     """
     return _same_where_defined(left, right) and is_defined(left) and is_defined(right)
 
@@ -56,9 +57,9 @@ def _same_where_defined(left: Expr, right: Expr) -> bool:
     if not is_evaluable(left) or not is_evaluable(right):
         return False
     if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
-        return False  # the problem restated, not answered
+        return False  # this restates the problem and does not answer it
     if is_scalar(left) != is_scalar(right):
-        return False  # a set or a relation in place of a value: other rules have had their say
+        return False  # a set or relation instead of a value: other rules have already judged it
     if not is_scalar(left):
         return bool(verify(left, right, timeout_seconds=None))
     left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
@@ -92,7 +93,7 @@ def value_of(text: str) -> Fraction | None:
 
 
 def integer_of(text: str) -> int | None:
-    """The value of a closed expression that is a whole number, however many digits it has, or None."""
+    """The value of a closed expression that is an integer with any number of digits, or None."""
     expression = parse(text)
     if (
         not is_scalar(expression)
@@ -106,7 +107,7 @@ def integer_of(text: str) -> int | None:
 
 
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
-    """Evaluate what the parser left lazy, and let f(x) stand for an unknown of its own."""
+    """Evaluate what the parser left unevaluated, and replace f(x) by an unknown."""
     expression = expression.doit(deep=True) if not expression.has(*_UNEVALUATED) else expression
     expression = _with_real_roots(expression)
     functions = {call: sympy.Symbol(f"value_{call}", real=True) for call in expression.atoms(AppliedUndef)}
@@ -114,7 +115,7 @@ def _as_numbers_and_symbols(expression: Expr) -> Expr:
 
 
 def _with_real_roots(expression: Expr) -> Expr:
-    r"""Odd roots of negative reals are real, as people read \sqrt[3]{-8}, where nothing else is complex."""
+    r"""Make odd roots of negative reals real, which is how people read \sqrt[3]{-8}, if nothing else is complex."""
     roots = {
         power: sympy.sign(power.base) ** power.exp.p * sympy.Abs(power.base) ** power.exp
         for power in expression.atoms(sympy.Pow)
@@ -128,7 +129,8 @@ def _with_real_roots(expression: Expr) -> Expr:
 
 
 def is_constant(expression: Expr) -> bool:
-    """Whether a real function has one value wherever it has any, by the points of the identity test and in [-1, 1]."""
+    """Whether a real function has one value wherever it is defined, judged at the identity test's points and in
+    [-1, 1]."""
     if not is_evaluable(expression):
         return False
     symbols = sorted(expression.free_symbols, key=str)
@@ -141,7 +143,7 @@ def is_constant(expression: Expr) -> bool:
 
 
 def _is_everyday(*expressions: Expr) -> bool:
-    """No number in them is so long that different values could agree in all compared digits."""
+    """Whether no number in them is so long that different values could agree in all compared digits."""
     numbers = set().union(*(expression.atoms(sympy.Rational) for expression in expressions))
     largest = max((max(abs(number.p), number.q) for number in numbers), default=0)
     powers = set().union(*(expression.atoms(sympy.Pow) for expression in expressions))
@@ -153,36 +155,37 @@ def _is_everyday(*expressions: Expr) -> bool:
 
 
 def _agree(left: Expr, right: Expr) -> bool | None:
-    """Compare values: once for closed expressions, at points otherwise. None: undecided."""
+    """Whether the values agree: once for closed expressions, at points otherwise. None if undecided."""
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     return _agree_at_points(left, right, symbols) if symbols else _close(_evaluate(left), _evaluate(right))
 
 
 # -- the identity test -------------------------------------------------------------------------------------
 #
-# Whether two expressions are the same function is undecidable in general, and simplifying takes its time and
-# often fails. What people write is analytic nearly everywhere: two different functions agree on a set of
-# measure zero, so agreement to 50 digits at a few points that have nothing to do with the expressions is taken
-# for identity. The points are fixed, so that a verdict never depends on chance.
+# Whether two expressions are the same function is undecidable in general, and simplification is slow and often
+# fails. The functions in answers are analytic nearly everywhere: two different ones agree on a set of measure
+# zero, so agreement to 50 digits at a few points unrelated to the expressions is taken as identity. The points
+# are fixed, so that a verdict never depends on chance.
 
 _COORDINATES = (
     "37/16", "-53/23", "101/89", "-29/41", "13/7", "71/19", "-5/13", "97/43", "-17/31", "43/29", "7/61", "-83/37",
 )  # fmt: skip
-"""Values of both signs and of size about one, whose denominators share no factor: nothing agrees by accident."""
+"""Values of both signs and of magnitude around one, whose denominators share no factor, so that nothing agrees by
+accident."""
 _STRIDE = 5
-"""How far on the next unknown's coordinate stands; it shares no factor with the number of them, so all differ."""
+"""The distance to the next unknown's coordinate. It is coprime to the number of coordinates, so all differ."""
 RATIONAL_POINTS = 6
 INTEGER_POINTS = 4
-"""Factorials and powers of negative numbers are often real at whole numbers alone."""
+"""The number of integer points: factorials and powers of negative numbers are often real only at integers."""
 RATIO_POINTS = 5
 ENOUGH_POINTS = 3
-"""So many points have to be decided; the others may be poles, or zeros of both."""
+"""The number of points that must be decided; the others may be poles, or zeros of both."""
 
 Point = dict[Expr, Expr]
 
 
 def _rational_point(symbols: list[Expr], number: int) -> Point:
-    """A value for every unknown; beyond twelve unknowns the coordinates come again, moved by one."""
+    """A value for every unknown. From the thirteenth unknown on, the coordinates repeat, shifted by one."""
     count = len(_COORDINATES)
     return {
         symbol: sympy.Rational(_COORDINATES[(number + _STRIDE * i) % count]) + i // count
@@ -203,14 +206,14 @@ def _points(symbols: list[Expr], *, whole: bool) -> Iterator[Point]:
 
 
 def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | None:
-    """The identity test. None where too few points decide.
+    """The identity test. None if too few points decide.
 
     One disagreement between real values is final. Roots and logarithms of negative numbers have branches on
-    which equal functions of a real unknown may differ, so complex values count only where real ones are too few.
+    which equal functions of a real unknown may differ, so complex values count only if there are too few real ones.
     """
     at_real: list[bool | None] = []
     at_complex: list[bool | None] = []
-    whole = left.has(sympy.factorial2) or right.has(sympy.factorial2)  # which has no values between
+    whole = left.has(sympy.factorial2) or right.has(sympy.factorial2)  # it has no values between integers
     for point in _points(symbols, whole=whole):
         one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
         if one is None or other is None:
@@ -246,7 +249,7 @@ def _evaluate(expression: Expr) -> Expr | None:
 
 
 def _close(left: Expr | None, right: Expr | None) -> bool | None:
-    """Agreement to 50 digits relative to the larger value; None when both may be zero."""
+    """Whether two values agree to 50 digits relative to the larger; None if both may be zero."""
     if left is None or right is None:
         return None
     size = max(abs(left), abs(right))
@@ -256,7 +259,8 @@ def _close(left: Expr | None, right: Expr | None) -> bool | None:
 
 
 def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
-    """Whether a - b and c - d differ by a constant factor: the same equation, or with `signed` inequality."""
+    """Whether a - b and c - d differ by a constant factor, so that they state the same equation, or, with `signed`, the
+    same inequality."""
     pairs = [(parse(a), parse(b)) for a, b in (left, right)]
     if not all(is_scalar(a) and is_scalar(b) for a, b in pairs):
         return False
@@ -314,7 +318,8 @@ def domain(name: str) -> Expr:
 
 
 def same_set(left: Expr, right: Expr) -> bool:
-    """Intervals and unions of them in order, with ends compared exactly, whatever their form."""
+    """Whether two sets are the same. Intervals, and unions of them, are compared in order and by their exact ends, in
+    whatever form these are written."""
     if left == right:
         return True
     one, other = _intervals(left), _intervals(right)
@@ -327,7 +332,7 @@ def same_set(left: Expr, right: Expr) -> bool:
 
 
 def _intervals(region: Expr) -> list[Expr] | None:
-    """The intervals that make up a region, from left to right, or None where it has other parts."""
+    """The intervals that make up a region, from left to right, or None if it has other parts."""
     parts = region.args if region.is_Union else (region,)
     if not all(part.is_Interval for part in parts):
         return None

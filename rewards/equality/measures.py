@@ -13,7 +13,7 @@ from rewards.reading.units import conversion, is_known, read_unit, same_things
 
 
 def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """2:30 p.m. is 14:30, and 2:30 where the answer leaves the half of the day out."""
+    """2:30 p.m. is 14:30, and 2:30 if the answer leaves out a.m. or p.m."""
     if not isinstance(reference, Moment) and not isinstance(answer, Moment):
         return None
     if isinstance(reference, Moment) and isinstance(answer, Moment):
@@ -49,7 +49,7 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def _proportional(one: Ratio, other: Ratio) -> bool:
-    """Crosswise products agree: 1:√3 is √3:3. A part that is zero leaves none to compare: 7:0 is not 8:0."""
+    """Whether the cross products agree: 1:√3 is √3:3. A zero part is proportional to nothing: 7:0 is not 8:0."""
     left, right = ([latex_of(part) for part in ratio.parts] for ratio in (one, other))
     if None in left or None in right or any(value_of(part) == 0 for ratio in (one, other) for part in ratio.parts):
         return False
@@ -70,7 +70,7 @@ def bases(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """Units agree or convert; one side may leave its unit out. Percent signs: see `_percent`."""
+    """Units must agree or convert; one side may leave its unit out. For percent signs see `_percent`."""
     if not isinstance(reference, Quantity) and not isinstance(answer, Quantity):
         return None
     reference, answer = _with_short_unit(reference, answer), _with_short_unit(answer, reference)
@@ -102,7 +102,7 @@ _SHORT_UNIT = re.compile(
 
 
 def _with_short_unit(node: Node, other: Node) -> Node:
-    """5m, 3000 g and 12 N: letters after a number are a unit where the other side has one of the same kind."""
+    """5m, 3000 g and 12 N: letters after a number are a unit if the other side has a unit of the same dimension."""
     if not isinstance(node, Expression) or not isinstance(other, Quantity):
         return node
     match = _SHORT_UNIT.fullmatch(node.latex)
@@ -114,7 +114,7 @@ def _with_short_unit(node: Node, other: Node) -> Node:
 
 
 def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool) -> bool:
-    """50% is 1/2. 50% is also 50, where the sign was left out or added, but 0.5% is never 0.5."""
+    """50% is 1/2. 50% is also 50, if one side leaves the sign out, but 0.5% is never 0.5."""
     percent, plain = (one, other) if percent_is_reference else (other, one)
     value, bare = value_of(percent), value_of(plain)
     if value is None or bare is None:
@@ -123,7 +123,7 @@ def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool
 
 
 def _in_pi(one: Node, other: Node) -> bool:
-    r"""A number without a unit is an angle in radians where it is a multiple of \pi."""
+    r"""Whether a number without a unit is a multiple of \pi, and so an angle in radians."""
     return any(isinstance(node, Expression) and r"\pi" in node.latex for node in (one, other))
 
 

@@ -1,6 +1,6 @@
 r"""Answers → sets of real numbers: intervals, unions, inequalities in one variable, all real numbers.
 
--2 < x ≤ 7, x ∈ (-2, 7] and (-2, 7] are the same region. What is no region is None, and other rules decide.
+-2 < x ≤ 7, x ∈ (-2, 7] and (-2, 7] are the same region. Anything else is None, and other rules decide.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rewards.reading.variables import about, variable
 Region = Any  # a sympy set
 MAX_INTERVALS = 12
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-"""What an order becomes when its sides change places."""
+"""The operator of an inequality after its sides are swapped."""
 
 
 def equal_if_regions(reference: Node, answer: Node) -> bool | None:
-    """Compare as sets of reals when both are regions and at least one can be nothing else."""
+    """Compare as sets of reals if both are regions and at least one cannot be anything else."""
     if not (_is_clearly_region(reference) or _is_clearly_region(answer)):
         return None
     names = (variable(reference), variable(answer))
@@ -56,7 +56,7 @@ def _is_infinite(node: Node) -> bool:
 
 
 def region(node: Node) -> Region | None:
-    """The set of reals a node describes, or None when it describes something else."""
+    """The set of reals that a node describes, or None if it describes something else."""
     if isinstance(node, Domain):
         return mathematics.domain(node.name)
     if isinstance(node, Combination):
@@ -81,7 +81,7 @@ def _interval(node: Bracketed) -> Region | None:
 
 
 def _from_items(node: Items) -> Region | None:
-    """{1, 2} is a finite set; x < 1 or x > 3 a union, (0,1) or (2,3) as well; x > 1 and x < 3 an intersection."""
+    """{1, 2} is a finite set; x < 1 or x > 3, like (0,1) or (2,3), is a union; x > 1 and x < 3 is an intersection."""
     if node.joined_by == "or" and all(isinstance(part, Bracketed) for part in node.elements):
         return _apart([region(part) for part in node.elements])
     if node.elements and all(isinstance(part, Relation) for part in node.elements):
@@ -99,7 +99,7 @@ def _from_items(node: Items) -> Region | None:
 
 
 def _apart(parts: list[Region | None]) -> Region | None:
-    """The union of intervals that do not meet: where they do, "or" leaves the choice between two answers open."""
+    """The union of disjoint intervals. If they overlap, "or" offers two answers to choose from, not one."""
     if len(parts) > MAX_INTERVALS or any(part is None for part in parts):
         return None
     meet = any(not mathematics.combine("cap", list(pair)).is_empty for pair in itertools.combinations(parts, 2))
@@ -122,11 +122,11 @@ def _from_relation(node: Relation) -> Region | None:
         else:
             return None
     met = mathematics.combine("cap", parts)
-    return None if met.is_empty else met  # 3 < x < 1, whose ends are exchanged
+    return None if met.is_empty else met  # 3 < x < 1, with its ends swapped
 
 
 def _side(side: str, operator: str, end: str) -> Region:
-    """x < 3 is a ray, |x - 2| < 3 an interval around 2, and |x - 2| > 3 what lies outside of one."""
+    """x < 3 is a ray, |x - 2| < 3 an interval around 2, and |x - 2| > 3 everything outside such an interval."""
     found = about(side)
     centre = found[1] if found else ""
     if not centre:

@@ -23,7 +23,7 @@ _MODULO = re.compile(
 
 
 def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """Two relations as sets or as statements; a relation and something else by the value that it states."""
+    """Compare two relations as sets or as statements, and a relation with anything else by the value that it states."""
     if not isinstance(reference, Relation) and not isinstance(answer, Relation):
         return None
     region = regions.equal_if_regions(reference, answer)
@@ -55,7 +55,7 @@ def congruences(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def residue_class(node: Node) -> tuple[str, int, int] | None:
-    """What is congruent ("" where that is left out), to what, and the modulus."""
+    """The left side of a congruence ("" if left out), the integer on its right side, and its modulus."""
     if isinstance(node, Relation) and node.operators == ("==",) and not is_closed(node.sides[0]):
         name, text = _bare(node.sides[0]), node.sides[1]
     elif isinstance(node, Expression) and "\\pmod" in node.latex:
@@ -71,7 +71,8 @@ def residue_class(node: Node) -> tuple[str, int, int] | None:
 
 
 def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool]) -> Node | None:
-    """x = 5 and 5 = x state 5; so does 2 + 3 = 5, whose sides agree; x + 1 = 6 states nothing."""
+    """The value that a relation states: 5 for x = 5 and 5 = x, and for 2 + 3 = 5, whose sides agree; none for
+    x + 1 = 6."""
     if relation.operators == ("in",):
         return read(relation.sides[1]) if is_name(relation.sides[0]) else None
     if relation.operators == ("==",):
@@ -95,7 +96,7 @@ def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool
 
 
 def _remainder(text: str) -> Node | None:
-    r"""17 \bmod 5 as 2, None for everything else."""
+    r"""17 \bmod 5 → 2; None for everything else."""
     match = _MODULO.fullmatch(text)
     if match is None or not is_closed(match.group("number")) or not int(match.group("modulus")):
         return None
@@ -106,7 +107,7 @@ def _remainder(text: str) -> Node | None:
 
 
 def _residue(left: str, right: str) -> Node | None:
-    r"""-8 \equiv 2 \pmod{5} states 2, because it is true of two numbers."""
+    r"""-8 \equiv 2 \pmod{5} states 2, because it is a true congruence of two numbers."""
     match = _MODULO.fullmatch(right)
     if match is None or not is_closed(left):
         return None
@@ -141,7 +142,7 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
 
 
 def _same_function(one: Relation, other: Relation, equal: Equal) -> bool:
-    """f(x) = 2x + 1 and f(n) = 2n + 1: the letter that a function or a sequence is about may have another name."""
+    """f(x) = 2x + 1 and f(n) = 2n + 1 are the same: the argument of a function or sequence may have another name."""
     ours, theirs = bound_letters(one.sides[0]), bound_letters(other.sides[0])
     if ours is None or theirs is None or ours[0] != theirs[0] or len(ours[1]) != len(theirs[1]) or ours == theirs:
         return False
@@ -150,7 +151,8 @@ def _same_function(one: Relation, other: Relation, equal: Equal) -> bool:
 
 
 def _named_values(one: Relation, other: Relation) -> bool:
-    """x = 5 and y = 5 are different statements, and x = 5 and x = 6 as well: no equation to compare."""
+    """Whether both only name a value: then there are no equations to compare, and x = 5 differs from y = 5 and from
+    x = 6."""
     return all(
         relation.operators == ("=",) and names_one(relation.sides[0]) and is_closed(relation.sides[1])
         for relation in (one, other)
@@ -158,21 +160,21 @@ def _named_values(one: Relation, other: Relation) -> bool:
 
 
 def _directed(relation: Relation) -> Relation:
-    """Write > as < with the sides exchanged."""
+    """Write > as < with the sides swapped."""
     if relation.operators[0] in {">", ">="}:
         return Relation((relation.sides[1], relation.sides[0]), (regions.MIRRORED[relation.operators[0]],))
     return relation
 
 
 def _flipped(relation: Relation) -> Relation | None:
-    """a = b as b = a; orders have no mirror image."""
+    """a = b → b = a; None for a relation that is not symmetric."""
     if relation.operators[0] not in {"=", "!=", "==", "~"}:
         return None
     return Relation((relation.sides[1], relation.sides[0]), relation.operators)
 
 
 def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
-    """a < b < c by side, also read from right to left; x = … = 5 by its name and its last side."""
+    """Compare a < b < c side by side, also from right to left, and x = … = 5 by its name and its last side."""
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
         return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
@@ -194,7 +196,7 @@ def _same_name(one: str, other: str) -> bool:
 
 
 def is_assignment_list(node: Items) -> bool:
-    """x = 1, y = 2: every element names its value, and at least two names differ."""
+    """Whether every element names its value and at least two names differ: x = 1, y = 2."""
     return len(_names(node)) >= 2 or any(isinstance(part, Items) and _names(part) for part in node.elements)
 
 
@@ -208,11 +210,12 @@ def _names(node: Items) -> set[str]:
 
 
 _ROOTS = {"x", "y", "z", "r", "t", "k", "m", "n", "p", "q", r"\lambda", r"\alpha", r"\beta", r"\theta"}
-"""Letters of roots, whose numbering says nothing; a_1 = 1, a_2 = 4 are the terms of a sequence."""
+"""Letters of roots, whose numbering has no meaning; a_1 = 1, a_2 = 4 are the terms of a sequence."""
 
 
 def indexed_roots(reference: Items, answer: Items) -> tuple[Sequence[Node], Sequence[Node]] | None:
-    """x_1 = 2, x_2 = -3 beside 2, -3 or x = 2 or x = -3: the values of both, to be compared without order."""
+    """The values of both, to be compared without order, if one is like x_1 = 2, x_2 = -3 and the other like 2, -3 or
+    x = 2 or x = -3."""
     one, other = _numbered(reference), _numbered(answer)
     if one is None or other is None or one[1] == other[1] or {one[0], other[0]} - _ROOTS - {""}:
         return None
@@ -222,7 +225,8 @@ def indexed_roots(reference: Items, answer: Items) -> tuple[Sequence[Node], Sequ
 
 
 def _numbered(node: Items) -> tuple[str, bool, list[Node]] | None:
-    """The letter ("" for bare values), whether it is numbered, and the values; None where names differ in more."""
+    """The letter ("" for bare values), whether it is numbered, and the values; None if the names differ in more than
+    the number."""
     if not any(isinstance(part, Relation) for part in node.elements):
         return "", False, list(node.elements)
     names, values = [], []
@@ -241,7 +245,7 @@ def _numbered(node: Items) -> tuple[str, bool, list[Node]] | None:
 
 
 def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
-    """Solutions as groups of named values; a group written without names must keep the order of the names."""
+    """Compare solutions as groups of named values. A group written without names must keep the order of the names."""
     one, other = _groups(reference), _groups(answer)
     if one is None:
         return False
@@ -269,25 +273,25 @@ Group = list[tuple[str, str]]
 
 
 def _tuples(groups: list[Group]) -> Items | None:
-    """x = 1, y = 2 or x = 3, y = 4 as (1, 2), (3, 4), where all groups name the same unknowns in the same order."""
+    """x = 1, y = 2 or x = 3, y = 4 → (1, 2), (3, 4), if all groups name the same unknowns in the same order."""
     if len({tuple(name for name, _ in group) for group in groups}) != 1 or len(groups[0]) < 2:
         return None
     return Items(tuple(Bracketed("(", ")", tuple(read(text) for _, text in _in_order(group))) for group in groups))
 
 
 def coordinates(node: Items) -> Sequence[Node]:
-    """The elements of a list that may be a point without its brackets: y = 2, x = 3 is (3, 2)."""
+    """The elements of a list that may be a point written without brackets: y = 2, x = 3 is (3, 2)."""
     groups = _groups(node)
     return [read(text) for _, text in _in_order(groups[0])] if groups and len(groups) == 1 else node.elements
 
 
 def _in_order(group: Group) -> Group:
-    """Coordinates in their own order; other unknowns as they were written."""
+    """Put coordinates in their conventional order; keep other unknowns as written."""
     return sorted(group) if {name for name, _ in group} <= {"x", "y", "z"} else group
 
 
 def _groups(node: Items) -> list[Group] | None:
-    """p = 5, q = 2; p = 7, q = 2 → two groups. A name that comes again begins a new one."""
+    """p = 5, q = 2; p = 7, q = 2 → two groups. A repeated name begins a new group."""
     groups: list[Group] = [[]]
     for part in node.elements:
         if isinstance(part, Items):

@@ -1,4 +1,4 @@
-"""Single values: numbers, lettered choices, words and expressions, as LaTeX and as exact numbers."""
+"""Single values: numbers, lettered choices, words and expressions, compared as LaTeX and as exact numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.reading.shapes import Choice, Exact, Expression, Items, Node, Words
 from rewards.spelling.clean import fingerprint
 
 _POINT = re.compile(r"[CP]\s*\([^()]*\)")
-"""May be the number of combinations, and beside another one a point: C(5,2) is 10, and not C(5,3)."""
+"""May be the number of combinations or, compared with another such text, a point: C(5,2) is 10, and not C(5,3)."""
 _RUN = re.compile(r"[A-J]{2,10}")
 
 
@@ -25,7 +25,7 @@ def numbers(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """(C) is C; "C. 42" is C, and 42 where the reference is no letter."""
+    """(C) is C; "C. 42" is C, and 42 if the reference is not a letter."""
     if not isinstance(reference, Choice) and not isinstance(answer, Choice):
         return None
     one, other = _letter(reference), _letter(answer)
@@ -39,7 +39,7 @@ def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """AC is A, C, in this order, because BAC may be a ranking."""
+    """AC is A, C, only in this order, because BAC may be a ranking."""
     for run, several in ((reference, answer), (answer, reference)):
         if isinstance(several, Items) and several.joined_by != "or" and isinstance(run, Expression | Words):
             letters = run.latex if isinstance(run, Expression) else run.text.upper()
@@ -57,7 +57,7 @@ def _letter(node: Node) -> str | None:
 
 
 def texts(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """Words agree when they fold to the same text; words never equal mathematics, but for a short product."""
+    """Words agree if they fold to the same text. Words never equal mathematics, except for a short product."""
     if isinstance(reference, Words) and isinstance(answer, Words):
         return reference.text == answer.text or reference.text.replace(" ", "") == answer.text.replace(" ", "")
     if isinstance(reference, Words) or isinstance(answer, Words):
@@ -68,7 +68,7 @@ def texts(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """What is left: numbers and expressions, compared by math-verify and by value."""
+    """The remaining kinds: numbers and expressions, compared by math-verify and by value."""
     one, other = latex_of(reference), latex_of(answer)
     if one is None or other is None:
         return False
@@ -90,7 +90,7 @@ def _same_up_to_constants(one: str, other: str) -> bool:
 
 
 def same_expressions(one: str, other: str) -> bool:
-    """Text that the parser refuses equals only the same text."""
+    """Whether two expressions are equal. Text that the parser rejects equals only the same text."""
     if fingerprint(one) == fingerprint(other):
         return True
     try:
@@ -100,7 +100,7 @@ def same_expressions(one: str, other: str) -> bool:
 
 
 def latex_of(node: Node) -> str | None:
-    """The LaTeX of a number or an expression, None for every other kind."""
+    """The LaTeX of a number or an expression; None for every other kind."""
     if isinstance(node, Expression):
         return node.latex
     if isinstance(node, Exact):
@@ -117,7 +117,7 @@ def value_of(node: Node) -> Fraction | None:
 
 
 def _value_of_text(text: str) -> Fraction | None:
-    """The value of a closed expression, None when it has none or cannot be read."""
+    """The value of a closed expression; None if it has none or cannot be read."""
     try:
         return mathematics.value_of(text)
     except Unparsed:

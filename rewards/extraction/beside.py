@@ -1,8 +1,8 @@
-r"""A box → the answer in it, with the sign before it and the unit after it.
+r"""A box and the text around it → its sign, which makes it no answer, and its unit, which belongs to the answer.
 
-`x = -\left(\boxed{5}\right)` says -5, and `\boxed{5}` cm is not 5 m. Whatever else surrounds a box is not part of the
-answer. Solutions of MATH and AIME box the part that was asked for: `\sqrt{\boxed{448}}`, `\boxed{19}x^3` and
-`355\boxed{680}` mean 448, 19 and 680.
+`x = -\left(\boxed{5}\right)` does not say 5, and -5 is not in the box; `\boxed{5}` cm is not 5 m. Whatever else
+surrounds a box is not part of the answer. Solutions of MATH and AIME box the part that was asked for:
+`\sqrt{\boxed{448}}`, `\boxed{19}x^3` and `355\boxed{680}` mean 448, 19 and 680.
 """
 
 from __future__ import annotations
@@ -13,24 +13,19 @@ from dataclasses import replace
 from rewards.extraction.boxes import Box
 from rewards.reading.units import is_known, read_unit
 
-REACH = 240
+REACH = 60
 
 _SPACE = r"\\[,;:! ]"
-_BRACKETS = r"(?:(?:\\left\s*)?[({]\s*)*"
-_SIGN = r"(?P<sign>[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
-_OPENERS = r"(?P<openers>(?:\\left|\\math[a-z]+(?=\s*\{)|[({])*)"
-_SIGN_BEFORE = (
-    re.compile(
-        r"(?:[=≈⇒→]|\\(?:approx|equiv|implies|(?:Long)?[rR]ightarrow|q?quad)|\\[(\[])\s*"
-        rf"{_BRACKETS}{_SIGN}(?:\s|{_SPACE})*{_OPENERS}\s*(?:\\\$\s*)?\{{?$"
-    ),
-    re.compile(
-        r"(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{2,}\s+|[.:,;]\s+)"
-        rf"{_BRACKETS}{_SIGN}(?:{_SPACE})*{_OPENERS}(?:\\\$)?\{{?$"
-    ),
+_OPENERS = r"(?:(?:\\left\s*)?[({]\s*)*"
+_SIGN = r"(?:[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
+_WRAPPERS = r"(?:\\left|\\math[a-z]+(?=\s*\{)|[({])*"
+_SIGN_BEFORE = re.compile(
+    r"(?:[=≈⇒→]|\\(?:approx|equiv|implies|(?:Long)?[rR]ightarrow|q?quad)|\\[(\[])\s*"
+    rf"{_OPENERS}{_SIGN}(?:\s|{_SPACE})*{_WRAPPERS}\s*(?:\\\$\s*)?\{{?$"
+    r"|(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{2,}\s+|[.:,;]\s+)"
+    rf"{_OPENERS}{_SIGN}(?:{_SPACE})*{_WRAPPERS}(?:\\\$)?\{{?$"
 )
-"""In `x - \\boxed{5}` the sign stands between two terms, and in a line `- \\boxed{5}` it may mark an item of a list."""
-_SIMPLE = re.compile(r"(?:[\w.\\{}]|,(?=\d{3}))+")
+"""A sign before a box. In `x - \\boxed{5}` it joins two terms, and in a line `- \\boxed{5}` it may be a list bullet."""
 
 _NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
 _PERCENT = re.compile(rf"(?:{_SPACE})*\\?%")
@@ -39,27 +34,16 @@ _WORDS_AFTER = re.compile(
     r"(?P<words>(?:[A-Za-z]+|/)(?:[ /-][A-Za-z]{2,}){0,3})(?:\}?\s*\^\{?(?P<power>[23]))?"
 )
 _NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard", "pound", "pounds"})
-"""Units that are everyday words as well, or of two kinds."""
+"""Names of units that are also everyday words, or names of two units."""
 
 
-def with_sign_and_unit(text: str, box: Box) -> Box:
-    """The box as its text means it; a box of boxes stays as it is."""
-    return box if box.nested else _with_sign(text, _with_unit(text, box))
+def has_sign_before(text: str, start: int) -> bool:
+    r"""Whether a box has a sign of its own: `x = -\boxed{5}`, `-\left(\boxed{5}\right)`."""
+    return _SIGN_BEFORE.search(text[max(0, start - REACH) : start]) is not None
 
 
-def _with_sign(text: str, box: Box) -> Box:
-    begin = max(0, box.start - REACH)
-    match = next((found for one in _SIGN_BEFORE if (found := one.search(text[begin : box.start]))), None)
-    if match is None:
-        return box
-    value = box.content if _SIMPLE.fullmatch(box.content.strip()) else f"({box.content})"
-    opened = len(re.findall("[({]", match["openers"]))
-    closed = re.compile(rf"(?:(?:\s|{_SPACE})*(?:\\right\s*)?[)}}]){{0,{opened}}}").match(text, box.end)
-    end = closed.end() if closed else box.end
-    return replace(box, start=begin + match.start("sign"), end=end, content=match["sign"] + value)
-
-
-def _with_unit(text: str, box: Box) -> Box:
+def with_unit_after(text: str, box: Box) -> Box:
+    r"""A number with the unit or per cent that follows its box: `$\boxed{5}$ cm`, `\boxed{5}\%`."""
     if not _NUMBER.fullmatch(box.content):
         return box
     if _PERCENT.match(text, box.end):
@@ -77,5 +61,5 @@ def _with_unit(text: str, box: Box) -> Box:
 
 
 def _is_unit(words: str, in_text: bool) -> bool:
-    r"""Whether they are a unit beyond doubt: outside of `\text`, m may be an unknown."""
+    r"""Whether the words are certainly a unit: outside `\text`, m may be a variable."""
     return (in_text or len(words) > 1) and is_known(read_unit(words) or "")

@@ -1,6 +1,6 @@
-r"""Text → the boxes in it: `\boxed{…}` found in one pass, whatever the nesting or the size.
+r"""Text → the boxes in it: `\boxed{…}`, found in one pass regardless of nesting and size.
 
-A box counts when it is complete, visible and outermost. `\fbox`, `\Boxed` and a box whose `\b` was eaten by
+A box counts if it is complete, visible and outermost. `\fbox`, `\Boxed` and a box whose `\b` was consumed by
 a string escape (`oxed{…}`) are boxes too; `\beginboxed{…}` and `\boxed 5` are not.
 """
 
@@ -28,7 +28,7 @@ _HIDDEN = tuple(
         (r"\verb", r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
     )
 )  # fmt: skip
-"""What a reader does not see; the mark is a quick test for whether the pattern can match at all."""
+"""Patterns of text that is not rendered. The mark is a quick test for whether the pattern can match at all."""
 _HIDING_COMMAND = re.compile(
     r"\\(?:[hv]?phantom|smash|llap|rlap|[xb]?cancel|sout|color\{white\}|textcolor\{white\})\s*\{?"
     r"|\\(?:re)?newcommand\*?\{?\\\w+\}?|\\def\s*\\\w+|~~|<(?:s|del|strike)>"
@@ -39,7 +39,7 @@ MAX_BOXES = 100
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A complete box: where it starts and ends in the text, what is in it, and whether it holds boxes."""
+    """A complete box: its start and end in the text, its content, and whether it contains boxes."""
 
     start: int
     end: int
@@ -54,7 +54,7 @@ class Boxes:
     complete: tuple[Box, ...]
     """Visible outermost boxes in order."""
     unfinished: tuple[int, ...]
-    """Where the content of boxes that never close begins."""
+    """Positions at which the content of boxes that never close begins."""
 
 
 def find_boxes(text: str) -> Boxes:
@@ -65,7 +65,7 @@ def find_boxes(text: str) -> Boxes:
 
 
 def _blank_hidden(text: str) -> str:
-    """Overwrite what a reader does not see with spaces, keeping every position."""
+    """Overwrite text that is not rendered with spaces, so that positions stay the same."""
     for mark, pattern in _HIDDEN:
         if mark in text:
             text = pattern.sub(lambda match: " " * len(match.group()), text)
@@ -93,9 +93,9 @@ def _scan(visible: str, text: str) -> Boxes:
 
 
 def _outermost(found: list[tuple[int, int, int]], text: str) -> list[Box]:
-    """Keep outermost boxes, at most the last `MAX_BOXES`; only theirs is the content copied."""
+    """The outermost boxes, at most the last `MAX_BOXES`. Only their content is copied."""
     outer: list[tuple[int, int, int, bool]] = []
-    for start, inside, end in found:  # in order of their ends: inner boxes come before outer ones
+    for start, inside, end in found:  # ordered by end: inner boxes come before outer ones
         nested = False
         while outer and outer[-1][0] > start:
             outer.pop()
@@ -109,6 +109,6 @@ def _outermost(found: list[tuple[int, int, int]], text: str) -> list[Box]:
 
 
 def _is_hidden(text: str, start: int) -> bool:
-    r"""`\phantom{\boxed{5}}` and its kin: the command stands right before the box."""
+    r"""Whether a command right before the box hides it, as in `\phantom{\boxed{5}}`."""
     before = text[max(0, start - _HIDING_WINDOW) : start].rstrip("{$ ")
     return any(match.end() >= len(before) for match in _HIDING_COMMAND.finditer(before))

@@ -1,8 +1,8 @@
 r"""Completion → its final answer, by one rule (docs/rewards.md, "What counts as the answer").
 
 The answer is the last complete `\boxed{…}` outside an unfinished thought. Boxes side by side form one
-list. An earlier box that differs must be superseded by the words between, or there is no single answer.
-Where the configuration allows, a last line "the answer is …" or "#### n" is taken when there is no box.
+list. If an earlier box differs, the text between must say that it is superseded, or there is no single answer.
+If there is no box, a last line "the answer is …" or "#### n" counts, provided the configuration allows it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rewards.extraction import surroundings
-from rewards.extraction.beside import with_sign_and_unit
+from rewards.extraction.beside import has_sign_before, with_unit_after
 from rewards.extraction.boxes import Box, Boxes, find_boxes
 from rewards.extraction.turns import own_words
 
@@ -37,7 +37,7 @@ _ANSWER_ABOVE = re.compile(
     rf"|\W*{_ANSWER}\s*$",
     re.I,
 )
-"""A line that announces the answer, or a heading; the next one holds it."""
+"""A line or heading that announces the answer, which is on the next line."""
 _ANNOUNCED = re.compile(
     rf"\\text(?:bf|rm|it)?\s*\{{\s*{_ANSWER}(?:{_COPULA})?\s*:?\s*\}}\s*:?|\b{_ANSWER}(?:{_COPULA})?\s*:?", re.I
 )
@@ -50,36 +50,37 @@ _LONE_VALUE = re.compile(r"(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[
 MAX_LINE = 400
 _TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
 _OPERATORS = frozenset("-*|&")
-"""Separators between boxes that are mathematics inside one."""
+"""Characters that separate boxes side by side, but are operators inside a box."""
 _ONLY_MARKS = " \t\r$\\[]`*_"
-"""A line of nothing else opens or closes a formula."""
+"""A line of only these characters opens or closes a formula."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What the completion offers as its answer, and what else has to be checked about it."""
+    """The answer of a completion, with what is needed for further checks."""
 
     answer: str
     tail: str = ""
-    """What the completion says after the answer."""
+    """The text after the answer."""
     closing: str = ""
-    """A value that stands alone at the end of what was said after the thought that holds the box."""
+    """A value that stands alone on the last line, if the box is in the thought before it."""
     several: bool = False
-    """The answer was put together from several boxes side by side."""
+    """Whether the answer was assembled from several boxes side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """There is no answer to compare: `rule` says why, `answer` is the box it is about, if any."""
+    """There is no answer to compare: `rule` says why, and `answer` is the box concerned, if any."""
 
     rule: str
     answer: str | None = None
     rivals: tuple[str, ...] = ()
-    """The other boxes, when there are several: if all say the same, it was one answer after all."""
+    """The differing boxes, if that is why: if all turn out to be equal, there was one answer after all."""
 
 
 def extract(completion: str, forms: tuple[str, ...]) -> Extracted | Refused:
-    """Try the allowed forms in order. A refusal that is about a box is final; a missing form is not."""
+    """Try the allowed forms in order. A refusal because of a box is final; if a form is merely absent, the next is
+    tried."""
     outcome: Extracted | Refused = Refused("no_form_allowed")
     for form in forms:
         outcome = FORMS[form](completion)
@@ -112,8 +113,8 @@ def boxed(completion: str) -> Extracted | Refused:
 
 
 def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
-    """Decide among the boxes of the final text which one, or which row of them, is the answer."""
-    boxes = Boxes(tuple(with_sign_and_unit(text, box) for box in found.complete), found.unfinished)
+    """Decide which of the text's boxes, or which row of boxes, is the answer."""
+    boxes = Boxes(tuple(with_unit_after(text, box) for box in found.complete), found.unfinished)
     last = boxes.complete[-1]
     content = _unwrapped(last.content) if last.nested else last.content
     if content is None:
@@ -123,6 +124,7 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
         ("negated", surroundings.is_negated(text, group[0].start, last.end)),
+        ("sign_before_box", any(has_sign_before(text, box.start) for box in group)),
         ("alternatives", surroundings.is_alternative(text, group[0].start, last.end)),
         ("retracted", surroundings.is_retracted(tail)),
         ("unfinished_box_follows", _unfinished_differs(text, boxes, last)),
@@ -137,9 +139,9 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
 
 
 def _unwrapped(content: str) -> str | None:
-    r"""The answer in a box of boxes that adds nothing to them: `\boxed{17}`, `x = \boxed{17}`, `\boxed{2}, \boxed{3}`.
+    r"""The answer in a box that adds nothing to its boxes: `\boxed{17}`, `x = \boxed{17}`, `\boxed{2}, \boxed{3}`.
 
-    None where the outer box says more: `4 \boxed{5}` is 45 for one reader and 20 for another.
+    None if the outer box says more: `4 \boxed{5}` could mean 45 or 20.
     """
     inner = find_boxes(content).complete
     if not inner:
@@ -150,7 +152,7 @@ def _unwrapped(content: str) -> str | None:
     if None in values or not all(gap.strip() and _is_separator(gap) and "or" not in gap for gap in gaps):
         return None
     if len(inner) == 1 and _TEXT.fullmatch(after):
-        values, after = [f"{values[0]}{after}"], ""  # a unit, or words that reading will judge
+        values, after = [f"{values[0]}{after}"], ""  # a unit, or words for `reading` to judge
     if "{" in before or any(set(gap) & _OPERATORS or not _is_separator(gap) for gap in (before, *gaps, after)):
         return None
     return ", ".join(_labelled(content, list(inner), [value or "" for value in values]))
@@ -162,7 +164,7 @@ def _rivals(boxes: tuple[Box, ...]) -> tuple[str, ...]:
 
 
 def _side_by_side(text: str, boxes: tuple[Box, ...]) -> list[Box]:
-    """The last box and those before it that only separators and labels set apart."""
+    """The last box and the boxes before it with only separators and labels between them."""
     group = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         gap = text[box.end : group[0].start]
@@ -177,7 +179,7 @@ def _is_separator(gap: str) -> bool:
 
 
 def _labelled(text: str, group: list[Box], values: list[str]) -> list[str]:
-    r"""`y_1 = \boxed{2} and y_2 = \boxed{3}` reads as `y_1=2, y_2=3`; without labels, as a list."""
+    r"""The values with their labels, if all have one: `y_1 = \boxed{2} and y_2 = \boxed{3}` becomes `y_1=2, y_2=3`."""
     labels = [_LABEL.search(text[max(0, box.start - 40) : box.start]) for box in group]
     if all(labels):
         return [f"{label.group('label')}={value}" for label, value in zip(labels, values, strict=True) if label]
@@ -185,7 +187,7 @@ def _labelled(text: str, group: list[Box], values: list[str]) -> list[str]:
 
 
 def _several_answers(text: str, boxes: tuple[Box, ...], group: list[Box]) -> bool:
-    """An earlier box differs, and nothing between says that it was a step or a mistake."""
+    """Whether an earlier box differs, and nothing in between says that it was a step or a mistake."""
     final = {_squeeze(box.content) for box in group}
     others = [box for box in boxes[: len(boxes) - len(group)] if _squeeze(box.content) not in final]
     if not others:
@@ -204,7 +206,7 @@ def _several_answers(text: str, boxes: tuple[Box, ...], group: list[Box]) -> boo
 
 
 def _unfinished_differs(text: str, boxes: Boxes, last: Box) -> bool:
-    """A box that was begun after the last complete one, with other content, takes its place."""
+    """Whether an unfinished box with other content follows the last complete one, which it then supersedes."""
     begun = [inside for inside in boxes.unfinished if inside > last.end]
     if not begun:
         return False
@@ -219,7 +221,7 @@ def _squeeze(content: str) -> str:
 def answer_is(completion: str) -> Extracted | Refused:
     """A last line that ends in "answer is …" or "answer: …", for base models that were never taught boxes.
 
-    The value may stand on the line after it.
+    The value may also be on the line after it.
     """
     lines, goes_on = _last_lines(completion)
     *above, last = [_plain(line) for line in lines] or [""]
@@ -232,21 +234,21 @@ def answer_is(completion: str) -> Extracted | Refused:
 
 
 def gsm8k_hashes(completion: str) -> Extracted | Refused:
-    """A last line `#### n`, the form of the GSM8K training solutions."""
+    """A last line `#### n`, the form of the solutions in GSM8K's training set."""
     lines, goes_on = _last_lines(completion)
     match = _HASHES_LINE.match(lines[-1]) if lines else None
     return _line_answer(match.group("answer"), goes_on) if match else Refused("no_answer_line")
 
 
 def _last_lines(completion: str) -> tuple[list[str], bool]:
-    """The last two lines with words, without a line that is too long for an answer; whether another turn follows."""
+    """The last two non-empty lines, or none if the last is too long for an answer; and whether another turn follows."""
     speech = own_words(completion, first_box_end=None)
     lines = [line for line in speech.said[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)][-2:]
     return ([] if lines and len(lines[-1]) > MAX_LINE else lines), speech.goes_on
 
 
 def _plain(line: str) -> str:
-    """A line without Markdown and without a heading in `\\textbf`: **Answer:** **73**. → Answer: 73."""
+    """A line without its Markdown and `\\textbf` headings: **Answer:** **73**. → Answer: 73."""
     line = line.strip().lstrip("#>").strip()
     line = _ANNOUNCED_IN_TEXT.sub(r"\1", line.strip("$ ") if _ANNOUNCED_IN_TEXT.search(line) else line)
     for pattern in _EMPHASIS:

@@ -1,6 +1,6 @@
-"""Marks that models and chat templates write: where a thought begins and ends, and where a turn does.
+"""The marks with which models and chat templates begin and end thoughts and turns.
 
-Each family is a row of a table; what a mark means for the answer is decided in `rewards.extraction.turns`.
+Each family is a row of a table. `rewards.extraction.turns` decides what a mark means for the answer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 
 _THOUGHTS: tuple[tuple[str, str], ...] = (
-    # DeepSeek, Qwen and most others; Reflection, Claude-like prompts and home-made templates use the other names.
+    # `think`: DeepSeek, Qwen and most others. The other names: Reflection, Claude-like prompts, home-made templates.
     *(
         (f"<{name}>", f"</{name}>")
         for name in ("think", "thinking", "thoughts?", "reasoning", "scratchpad", "analysis")
@@ -31,13 +31,13 @@ _THOUGHTS: tuple[tuple[str, str], ...] = (
 
 
 def _after_first(mark: str) -> str:
-    """The pattern of a mark whose first character has been read."""
+    """The pattern of a mark without its first character."""
     first = mark[:2] if mark[0] == "\\" else mark[0]
     return f"(?<={first}){mark.removeprefix(first)}"
 
 
 _THOUGHT_MARK = re.compile(
-    r"[<\[◁](?:"  # one set of first characters, which the regular expression engine looks for at full speed
+    r"[<\[◁](?:"  # one set of first characters, for which the regex engine can search at full speed
     + "|".join(
         f"(?P<open_{i}>{_after_first(opening)})|(?P<close_{i}>{_after_first(closing)})"
         for i, (opening, closing) in enumerate(_THOUGHTS)
@@ -54,7 +54,7 @@ _NEUTRAL = (
     r"|<(?:s|bos|start_of_turn|seed:bos)>|\[/INST\]"
 )
 LEADING_MARKS = re.compile(rf"(?:\s*(?:{_NEUTRAL})(?!\s*{_FOREIGN})(?:\s*{_OWN}(?=[\s<:]|$))?){{1,8}}\s*")
-"""What a template writes before the policy's own words, when it comes along with them."""
+"""The template's marks before the policy's own words, if the completion includes them."""
 TURN_MARK = re.compile(
     r"<\|im_start\|>(?!\s*(?:think|answer)\b)|<\|(?:im_end|im_sep|eot_id|eom_id|start_header_id|endoftext|end_of_text|user|assistant|system|return"
     r"|END_OF_TURN_TOKEN|START_OF_TURN_TOKEN|END_RESPONSE)\|>"
@@ -73,18 +73,18 @@ _ANSWERING = re.compile(
     rf"(?:{_NEUTRAL})(?!\s*{_FOREIGN})(?:\s*{_OWN})?|(?:^|\n)[ \t]*(?:\*\*)?(?:Assistant|Solution|Answer)(?:\*\*)?:"
 )
 _PROMPT_END = 2_000
-"""Characters of a prompt that are looked at: more than any template adds behind the problem."""
+"""Number of characters at the end of a prompt that are searched: more than any template adds after the problem."""
 
 
 def thought_marks(text: str, start: int = 0) -> list[re.Match[str]]:
-    """Every mark of a thought in a text, from `start` on, in order; `mark_of` says what each is."""
+    """All thought marks in a text from `start` on, in order; `mark_of` classifies them."""
     if "<" in text or "]" in text or "▷" in text:
         return list(_THOUGHT_MARK.finditer(text, start))
     return []
 
 
 def mark_of(match: re.Match[str]) -> tuple[str, str]:
-    """("open" or "close", family) of a mark of a thought."""
+    """Classify a thought mark: ("open" or "close", family)."""
     kind, _, family = (match.lastgroup or "").partition("_")
     return kind, family
 
@@ -93,7 +93,7 @@ def mark_of(match: re.Match[str]) -> tuple[str, str]:
 def open_thought(prompt: str) -> str:
     r"""The mark of the thought that a prompt leaves open, or "": "<think>" for "…<|assistant|>\n<think>\n".
 
-    Only what stands in the turn that the policy goes on with counts, not a mark that the instructions mention.
+    Only a mark in the turn that the policy continues counts, not one that the instructions mention.
     """
     end = prompt[-_PROMPT_END:]
     turns = list(_ANSWERING.finditer(end))

@@ -1,4 +1,4 @@
-"""The words around a box: do they take it back, offer a choice, or name another answer?
+"""The words around a box → whether they retract it, offer a choice, or name another answer.
 
 Each test reads a short stretch of text, so its cost does not grow with the completion.
 """
@@ -108,11 +108,11 @@ _NEGATING_MARKS = (
     "not", "n't", "never", "than", "instead", "except", "neither", "nor", "≠", "\\ne", "!=", "wrong", "ncorrect",
     "false", "naive", "mistaken", "example", "e.g.", "nicht", "no es", "'est pas", "non è", "não é", "не", "不",
 )  # fmt: skip
-"""One of these is in every text that `_NEGATED_BEFORE` matches: a cheap test before the expensive one."""
+"""Every text that `_NEGATED_BEFORE` matches contains one of these: a cheap test before the expensive one."""
 
 
 def is_negated(text: str, start: int, end: int) -> bool:
-    r"""`the answer is not \boxed{5}`, `\boxed{5} is wrong`."""
+    r"""Whether the box is negated: `the answer is not \boxed{5}`, `\boxed{5} is wrong`."""
     before = text[max(0, start - REACH) : start]
     lowered = before.lower()
     if any(mark in lowered for mark in _NEGATING_MARKS) and _NEGATED_BEFORE.search(before):
@@ -121,7 +121,7 @@ def is_negated(text: str, start: int, end: int) -> bool:
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:
-    r"""`either 4 or \boxed{5}`, `\boxed{5} or 6`."""
+    r"""Whether the box is one of several options: `either 4 or \boxed{5}`, `\boxed{5} or 6`."""
     before = text[max(0, start - REACH) : start]
     if "or" in before[-20:].lower() and _ALTERNATIVE_BEFORE.search(before):
         return True
@@ -129,12 +129,12 @@ def is_alternative(text: str, start: int, end: int) -> bool:
 
 
 def is_retracted(tail: str) -> bool:
-    """Words after the answer that withdraw it."""
+    """Whether the text after the answer retracts it."""
     return len(tail) > 4 and _RETRACTED.search(tail[:TAIL]) is not None
 
 
 def later_claims(tail: str) -> list[str]:
-    """Other values that the text after the answer states as the answer, as written."""
+    """Values that the text after the answer states as the answer, as written."""
     claims = []
     for match in _CLAIM.finditer(tail[:TAIL]):
         claim = _first_statement(match.group("claim"))
@@ -156,23 +156,23 @@ def _first_statement(text: str) -> str:
 
 
 def choice_between(gap: str) -> bool:
-    """The words between two different boxes offer them side by side."""
+    """Whether the words between two different boxes offer them as options."""
     return bool(_CHOICE_BETWEEN.search(gap))
 
 
 def is_hedged(gap: str, after: str) -> bool:
-    r"""The second of two different boxes is offered beside the first: `but maybe \boxed{4}`, `\boxed{4} also works`."""
+    r"""Whether the second of two different boxes is only an option: `but maybe \boxed{4}`, `\boxed{4} also works`."""
     return bool(_HEDGED_BEFORE.search(gap[-REACH:]) or _HEDGED_AFTER.match(after[:REACH]))
 
 
 def was_first_thought(before: str, gap: str) -> bool:
-    r"""`at first \boxed{3}, but then \boxed{4}`: the first of two boxes is told as what was thought before."""
+    r"""Whether the first of two boxes is told as an earlier idea: `at first \boxed{3}, but then \boxed{4}`."""
     said = re.split(r"[.!?\n]", before[-REACH:])[-1] + " " + re.split(r"[.!?\n;]", gap[:REACH])[0]
     return bool(_FIRST_THOUGHT.search(said) and _TURNS.search(said + gap) and not _SECOND_OF_SEVERAL.search(gap))
 
 
 def supersedes(gap: str) -> bool:
-    """The words between two different boxes make the first a step or a mistake, and the second the answer."""
+    """Whether the words between two different boxes make the first a step or a mistake, and the second the answer."""
     words = len(re.findall(r"[A-Za-z]{2,}", gap))
     if _CORRECTION.search(gap):
         return True
@@ -184,5 +184,5 @@ def corrects(gap: str) -> bool:
 
 
 def is_claimed(text: str, start: int) -> bool:
-    r"""`The answer is \boxed{5}`: this box was offered as the final one."""
+    r"""Whether the text presents this box as the final answer: `The answer is \boxed{5}`."""
     return bool(_CLAIMED.search(text[max(0, start - 60) : start]))

@@ -1,7 +1,7 @@
-"""Completion → the part of it that is the policy's own final word.
+"""Completion → the part of it that can be the policy's own final answer.
 
-What comes after an unfinished `<think>` is thought, not answer. What comes after a turn marker is an
-invented conversation. Neither may hold the answer.
+Text after an unfinished `<think>` is thought, not answer, and text after a turn marker is an invented
+conversation. The answer may be in neither.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from rewards.extraction.marks import LEADING_MARKS, PLAIN_TURN, ROLE_WORDS, TURN
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """The text that may hold the answer, cut into the thought and what was said after it."""
+    """The text that may contain the answer, split into the thought and what follows it."""
 
     thought: str
     said: str
     goes_on: bool
-    """Another turn of dialogue, with words in it, follows."""
+    """Whether another turn of the dialogue, with words in it, follows."""
 
 
 def own_words(completion: str, *, first_box_end: int | None) -> Speech:
-    """Cut a completion at its first foreign turn and at its thought.
+    """Cut a completion off at the first turn that is not the policy's, and split off its thought.
 
-    Plain markers ("User:") are everyday words in a solution, so they only count after a first box.
+    Plain markers ("User:") are everyday words in a solution, so they only count after the first box.
     """
     leading = LEADING_MARKS.match(completion)
     begin = leading.end() if leading else 0
@@ -36,7 +36,7 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
     if first_box_end is not None:
         plain = PLAIN_TURN.search(completion, first_box_end, cut)
         if plain:
-            # A next problem, as base models invent them, ends the answer; a next speaker spoils it.
+            # An invented next problem, as base models write them, ends the answer; another speaker invalidates it.
             cut, speaks = plain.start(), plain.group("speaker") is not None
     rest = ROLE_WORDS.sub("", completion[cut:])
     thought, said = _split_thought(completion[begin:cut])
@@ -44,7 +44,7 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
 
 
 def _split_thought(text: str) -> tuple[str, str]:
-    """Finished thought, and what was said outside it. An unfinished thought is in neither."""
+    """The finished thought and the text after it. An unfinished thought is in neither."""
     last_close = None
     unfinished = None
     for mark in thought_marks(text):

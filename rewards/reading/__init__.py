@@ -1,1 +1,1 @@
-"""Answer text → what kind of answer it is."""
+"""Answer text → a node that says what kind of answer it is."""

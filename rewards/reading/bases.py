@@ -9,7 +9,7 @@ from rewards.reading.shapes import Based
 
 _NAME = rf"(?P<base>\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
 _DIGITS = r"(?P<sign>-?)\s*(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
-"""Not in square brackets: [3]_7 is a residue class."""
+"""Digits, but not in square brackets: [3]_7 is a residue class."""
 _NUMERAL = (
     re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}))"),
     re.compile(rf"{_DIGITS}\s*\(?\s*(?:in )?(?:the )?base[ -]?{_NAME}\s*\)?"),
@@ -19,7 +19,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def based(text: str) -> Based | None:
-    """None for all else, and for digits that the base does not have."""
+    """Read a numeral with its base; None for anything else, and for digits that the base does not have."""
     if "_" not in text and "base" not in text:
         return None
     bare = " ".join(_TEXT.sub(r" \1 ", text).split())
@@ -37,7 +37,7 @@ def based(text: str) -> Based | None:
 
 
 def in_base_ten(text: str) -> str:
-    """101_2 + 11_2 as 5 + 3; digits that the base does not have are left with it."""
+    """101_2 + 11_2 → 5 + 3. A numeral with digits that its base does not have is left unchanged."""
     return _IN_A_TERM.sub(_value, text) if "_" in text else text
 
 

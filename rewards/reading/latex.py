@@ -1,4 +1,4 @@
-r"""Cleaned answer text → LaTeX that math-verify's parser reads the way a person does.
+r"""Cleaned answer text → LaTeX that math-verify's parser reads the way a human reader does.
 
 People write 3*sqrt(5), 8pi, x^10 and \frac12; the parser wants \sqrt{5}, 8\pi, x^{10} and \frac{1}{2}.
 Decimals become fractions, so that no float ever takes part in a comparison.
@@ -20,7 +20,7 @@ _CHOSEN = (
     r"(?:\{\s*\}\s*|(?<![\w)\]}'!|])(?<![\w)\]}] ))"
     rf"[_^]\s*\{{?(?P<of>{_COUNT})\}}?\s*(?P<letter>[CP])\s*_\s*\{{?(?P<chosen>{_COUNT})\}}?"
 )
-"""_5C_2 and ^5C_2 with nothing before it: x^5C_2 is a product."""
+"""_5C_2 and ^5C_2 with nothing before them: x^5C_2 is a product."""
 
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -36,7 +36,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\A-Za-z])sqrt\s*(\d+|[a-z])", r"\\sqrt{\1}"),
         (rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
         (r"\\lg(?![A-Za-z])", r"\\log_{10} "),
-        # \log_23 is the logarithm of 3 to base 2, as TeX sets it; before a blank and an operand, \log_10 5, all of it.
+        # \log_23 is the base-2 logarithm of 3, as TeX renders it; but all digits before a space and an operand are the
+        # base: \log_10 5.
         (r"\\log\s*_\s*(\d\d+)(?=\s+(?:[\dA-Za-z({]|\\(?:sqrt|frac|pi)))", r"\\log_{\1}"),
         (r"\\log\s*_\s*([\dA-Za-z])", r"\\log_{\1} "),
         (rf"(?<![\\A-Za-z])({_GREEK})(?![A-Za-z])", r"\\\1 "),
@@ -78,9 +79,9 @@ _COUNTS = tuple(
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 """The parser drops primes, which would make f' and f the same."""
 _INVERSE = re.compile(r"(?<![A-Za-z\\])([fghFGH])\s*\^\s*\{\s*-\s*1\s*\}\s*(?=\()")
-"""The parser takes f^{-1}(x) for 1/f(x)."""
+"""The parser reads f^{-1}(x) as 1/f(x)."""
 _POWER_OF_T = re.compile(r"(?P<matrix>\\end\{[a-z]*matrix\}\s*)?\^\s*(?:T(?![A-Za-z])|\{\s*T\s*\})")
-"""The parser drops ^T from whatever is no matrix: 2^T would be 2."""
+"""The parser drops ^T unless it follows a matrix: 2^T would be 2."""
 _REPEATING = re.compile(r"(?<![\d_])(\d*)\.(\d*)\\overline\{(\d+)\}")
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\d.\\^_{}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
@@ -89,7 +90,7 @@ _THOUSANDS = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 
 
 def to_latex(text: str) -> str:
-    """A cleaned text as the parser has to be given it."""
+    """Convert a cleaned text to the parser's notation."""
     text = _PRIMED.sub(lambda m: f"{m.group(1)}_{{prime{len(m.group(2))}}}", text.replace(r"^{\prime}", "'"))
     text = in_base_ten(_INVERSE.sub(r"\1_{inverse}", text))
     text = _POWER_OF_T.sub(lambda m: m.group() if m.group("matrix") else "^{1 \\cdot T}", text)
@@ -109,7 +110,7 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 def _as_count(match: re.Match[str]) -> str:
-    """C(5,2) and P(5,2), the numbers of choices without order and in order; C(3,4) is a point, P(n,k) any function."""
+    """C(5,2) and P(5,2), the numbers of combinations and permutations; but C(3,4) is a point, P(n,k) any function."""
     of, chosen, letter = match.group("of", "chosen", "letter")
     if of.isdecimal() and chosen.isdecimal():
         if int(of) < int(chosen):

@@ -1,7 +1,7 @@
-r"""The left side of an equation → does it name a value, or is it mathematics with unknowns?
+r"""The left side of an equation → whether it names a value or is an expression with unknowns.
 
 `E[X] = 3`, `V_1 : V_2 = 3 : 5`, `AB/CD = 2` and `\angle ABC = 40^\circ` state their right sides. `x + y = 5` states
-its right side only where a value was asked for; as a reference it is an equation, and 5 does not answer it.
+its right side only if the problem asks for a value; as a reference it is an equation, which 5 does not answer.
 """
 
 from __future__ import annotations
@@ -53,34 +53,36 @@ _SEVERAL = re.compile(
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
 _TERM = re.compile(r"[A-Za-z](?:\^\{?\d\}?)?")
 _VARIABLE = r"(?:[a-z]|\\[a-z]+)"
-"""Of a capital, as in P(A) = 0.5, it is a probability or a mean."""
+"""Lower case only: with a capital letter, as in P(A) = 0.5, it is a probability or a mean."""
 BOUND = re.compile(
     rf"(?P<head>{_SYMBOL})\s*\((?P<letters>\s*{_VARIABLE}(?:\s*,\s*{_VARIABLE})*\s*)\)"
     r"|(?P<sequence>[A-Za-z])_\{?(?P<index>[i-nrst])\}?"
 )
-"""f(x), f(x, y) and a_n: a function or a sequence, and the letters that its right side is about."""
+"""f(x), f(x, y) and a_n: a function or a sequence, and the letters that it binds on the right side."""
 INDEXED = re.compile(r"(?P<letter>[A-Za-z]|\\(?:lambda|alpha|beta|theta))_\{?(?P<index>\d+|\d(?:,\d)+)\}?")
 
 
 def names_one(text: str) -> bool:
-    """Whether a side names one value by itself, so that a reference `side = 5` is answered by 5."""
+    """Whether a side by itself names one value, so that 5 answers a reference `side = 5`."""
     return _ONE.fullmatch(text) is not None
 
 
 def names_value(text: str) -> bool:
-    """Whether an answer `side = 5` may be meant as 5: a name, or a sum or product of unknowns that was asked for."""
+    """Whether an answer `side = 5` may mean 5: the side is a name, or a sum or product of unknowns that the problem may
+    ask for."""
     return names_one(text) or _SEVERAL.fullmatch(text) is not None or _is_power_sum(text)
 
 
 def _is_power_sum(text: str) -> bool:
-    """x^2 + y^2 or x^2 y asks for one value of several unknowns; x^2 alone and x^2 + y are equations."""
+    """Whether a side is like x^2 + y^2 or x^2 y, which are one value of several unknowns; x^2 = 5 and x^2 + y = 5 are
+    equations."""
     if _POWER_SUM.fullmatch(text) is None or len(set(re.findall(r"[A-Za-z]", text))) < 2:
         return False
     return "+" not in text or len({term.group()[1:].strip("^{}") for term in _TERM.finditer(text)}) == 1
 
 
 def bound_letters(text: str) -> tuple[str, tuple[str, ...]] | None:
-    """f(x, y) → ("f", ("x", "y")), a_n → ("a_", ("n",)); None where the letters are not all different."""
+    """f(x, y) → ("f", ("x", "y")), a_n → ("a_", ("n",)); None if the letters are not all different."""
     match = BOUND.fullmatch(text.strip())
     if match is None:
         return None

@@ -1,7 +1,7 @@
 r"""Plain numbers → exact fractions, without a parser: the fast path, and the only judge of numbers.
 
-Understood: integers, decimals, thousands separators, fractions, mixed numbers and scientific notation.
-What is understood here is compared here, exactly; floats never decide.
+Handles integers, decimals, thousands separators, fractions, mixed numbers and scientific notation.
+Numbers read here are also compared here, exactly; floats never decide.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 
 MAX_EXPONENT = 4_000
 ROUNDED_DIGITS = 12
-"""A decimal with at least this many significant digits may stand for the exact value it rounds."""
+"""A decimal with at least this many significant digits may stand for the exact value that it rounds."""
 
 _THOUSANDS = re.compile(r"\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}")
 _LAKH = re.compile(r"\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
@@ -30,7 +30,7 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact value, and how many significant digits its decimal spelling had (0 when exact)."""
+    """An exact value, and the number of significant digits in its decimal spelling (0 if exact)."""
 
     value: Fraction
     digits: int = 0
@@ -89,7 +89,7 @@ def _signed_decimal(text: str) -> Fraction:
 
 
 def _mixed(parts: list[str]) -> Number | None:
-    """3 1/2 is three and a half; 3 5/2 is no mixed number, and 3-1/2 a difference."""
+    """3 1/2 is three and a half; 3 5/2 is not a mixed number, and 3-1/2 is a difference."""
     whole, over, under = (int(part) for part in parts)
     if under == 0 or over >= under:
         return None
@@ -111,7 +111,7 @@ def _repeating(parts: list[str]) -> Number | None:
 
 
 def repeating(whole: str, fixed: str, period: str) -> Fraction:
-    """The value of whole.fixed period period …"""
+    """The value of the decimal whole.fixed period period …"""
     base = Fraction(int(whole + fixed or "0"), 10 ** len(fixed))
     return base + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
 
@@ -126,7 +126,8 @@ _READERS = (
 
 
 def same_number(left: Number, right: Number) -> bool:
-    """Equal, or one is a long decimal that rounds the other (1.4142135623731 has enough digits, 1.414 not)."""
+    """Whether two numbers are equal, or one is a long decimal that rounds the other (1.4142135623731 has enough digits,
+    1.414 does not)."""
     if left.value == right.value:
         return True
     for decimal, other in ((left, right), (right, left)):

@@ -1,7 +1,7 @@
-"""Numbers too long to be read as mathematics → their exact value, digit by digit.
+"""Numbers too long for the parser → their exact value, digit by digit.
 
-A 1 followed by a thousand zeros is 10^{1000}: what is plain is decided, however long. Decimals of the standard
-library hold such numbers exactly and compare them without rounding.
+A 1 followed by a thousand zeros is 10^{1000}: plain numbers are decided, however long. The standard library's
+`Decimal` holds such numbers exactly and compares them without rounding.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ def numeral(text: str) -> Decimal | None:
 
 
 def is_integer_of(value: Decimal, number: int) -> bool:
-    """Whether a long numeral is a whole number. Its length is compared before its digits."""
+    """Whether a long numeral equals an integer. Their lengths are compared before their digits."""
     digits = number.bit_length() * 0.30103  # log10(2)
     return abs(value.adjusted() + 1 - digits) < 2 and Decimal(number) == value

@@ -1,4 +1,4 @@
-"""An expression as text → the object it stands for in sympy, by math-verify's parser. Nothing is evaluated here."""
+"""An expression as text → a sympy object, by math-verify's parser. Nothing is evaluated here."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MISREAD = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
         (r"'", "a prime that the parser would drop"),
-        (r"(?<![\d_^])\d+ +\d", "two numbers side by side"),  # 3 5 would be 3 + 5, as 3 1/2 is
-        (r"(?<![\w^])\d+\s*_", "a number with an index that is no base"),  # which the parser drops
-        (r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]", "a greatest common divisor of unknowns"),  # coprime for sympy
+        (r"(?<![\d_^])\d+ +\d", "two numbers side by side"),  # 3 5 would be 3 + 5, as with 3 1/2
+        (r"(?<![\w^])\d+\s*_", "a number with an index that is no base"),  # the parser drops the index
+        (r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]", "a greatest common divisor of unknowns"),  # coprime to sympy
     )
 )
-"""What the parser would take for something else."""
+"""Patterns that the parser would misread, and why each is refused."""
 
 Expr = Any  # sympy is not annotated
 
 
 class Unparsed(ValueError):
-    """The text is not mathematics that the parser understands."""
+    """The parser does not understand the text as mathematics."""
 
 
 @lru_cache(maxsize=4096)
@@ -64,7 +64,7 @@ def parse(text: str) -> Expr:
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
         raise Unparsed("too large an expression")
     if isinstance(parsed, sympy.FiniteSet) and len(parsed.args) == 1 and r"\{" not in latex:
-        parsed = parsed.args[0]  # the parser takes the braces of {\frac{25}{10}} for a set's
+        parsed = parsed.args[0]  # the parser reads the braces of {\frac{25}{10}} as a set
     if "!!" in latex:
         parsed = _with_double_factorials(parsed, latex)
     try:
@@ -74,7 +74,7 @@ def parse(text: str) -> Expr:
 
 
 def _with_double_factorials(parsed: Expr, latex: str) -> Expr:
-    """The parser reads 7!! as (7!)!; unevaluated, because nothing is evaluated here."""
+    """Repair 7!!, which the parser reads as (7!)!. It stays unevaluated, because nothing is evaluated here."""
     if "!!!" in latex or _FACTORIAL_OF_FACTORIAL.search(latex):
         raise Unparsed("factorials of several kinds")
     return parsed.replace(
@@ -84,7 +84,7 @@ def _with_double_factorials(parsed: Expr, latex: str) -> Expr:
 
 
 def is_scalar(expression: Expr) -> bool:
-    """Whether an object is a number or a function of numbers, as opposed to a matrix, a set or a relation."""
+    """Whether an object is a number or a function of numbers, not a matrix, a set or a relation."""
     return isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr | sympy.MatrixBase)
 
 

@@ -1,4 +1,4 @@
-"""Text answers: fixed phrases, yes and no, choices, dates and times, and words that are no answer at all."""
+"""Text answers: fixed phrases, yes and no, choices, dates and times, and words that are not an answer."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ _SPELLED = {
     "half": r"\frac{1}{2}",
     "one fourth": r"\frac{1}{4}",
 }
-"""Numbers as words; not "second", which is a unit of time."""
+"""Numbers in words; not "second", which is a unit of time."""
 _CHOICE_WORD = r"(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Aa]lternative|[Ss]tatement|[Ll]etter)"
 _CHOICE = re.compile(
     rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J]|(?<=\()[a-j](?=\)$))\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
@@ -199,7 +199,7 @@ _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def fold(text: str) -> str:
-    r"""Words as they are compared: no \text, case, punctuation, articles or doubled spaces."""
+    r"""Normalize words for comparison: drop \text, case, punctuation, articles and repeated spaces."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"[{}$\"“”]|\\(?=\s)", "", text.replace("~", " "))
     text = re.sub(r"[\s_-]+", " ", text).strip(" .,:;!").lower()
@@ -207,14 +207,14 @@ def fold(text: str) -> str:
 
 
 def placeholder(text: str) -> Unusable | None:
-    """`?`, `...`, `answer`, `nan`: nothing has been answered."""
+    """Recognize `?`, `...`, `answer`, `nan`, which answer nothing."""
     if text.replace(" ", "") == r"\{\}":
         return None  # the empty set
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
 
 
 def phrase(text: str) -> Node | str | None:
-    """What a fixed phrase stands for: a node, or mathematics to be read in its place."""
+    """The meaning of a fixed phrase: a node, or mathematics to be read in its place."""
     folded = fold(text)
     found = _FOLDED.get(folded) or _SPELLED.get(folded) or _INTERVALS.get(folded)
     if found is None and "solution" in folded:
@@ -234,7 +234,7 @@ def all_but(text: str) -> tuple[str, str] | None:
 
 
 def choice(text: str) -> tuple[str, str] | None:
-    """(C), C), C., (C) 42 → the letter and the rest. A bare C is a letter like any other."""
+    """(C), C), C., (C) 42 → the letter and the rest. A bare C is not a choice."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1 ", text).strip()
     named = _NAMED_CHOICE.fullmatch(re.sub(r"[{}]", "", bare).strip(" ."))
     if named:
@@ -265,7 +265,7 @@ def moment(text: str) -> Moment | None:
 
 
 def words(text: str) -> Words | None:
-    r"""Ordinary words, as opposed to a product of letters: three or more letters in a row outside commands."""
+    r"""Ordinary words, not a product of letters: three or more letters in a row outside commands."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     if re.search(r"[=<>^\\+*/|]|\d", bare):
         return None

@@ -1,4 +1,4 @@
-r"""A number with a unit, a currency, a percent sign or a scale → value and unit: 5 \text{ cm}, \$1.2k, 3 million."""
+r"""A number with a unit, currency, percent sign or scale → value and unit: 5 \text{ cm}, \$1.2k, 3 million."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CURRENCY_HEAD = re.compile(
 )
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
-"""After a sum of money alone: 3k without a currency is a product."""
+"""Only after an amount of money: 3k without a currency is a product."""
 _SHORT_UNITS = frozenset(
     ["cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"]
 )
@@ -49,7 +49,7 @@ def money(text: str) -> tuple[str, str | None] | None:
 
 
 def number_and_unit(text: str) -> tuple[str, str | None] | None:
-    """5 cm, 28%, 45° → the number and the unit, None in place of the unit where the words change the meaning."""
+    """5 cm, 28%, 45° → the number and the unit. The unit is None if the words after the number change the meaning."""
     match = _UNIT_TAIL.fullmatch(text) if _NUMBER_HEAD.match(text) else None
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
@@ -57,7 +57,7 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
 
 
 def with_unit(value: Node, unit: str) -> Node:
-    """The value as a quantity; a scale word multiplies it, and no unit leaves it as it is."""
+    """The value as a quantity. A scale word multiplies it, and without a unit it stays as it is."""
     if isinstance(value, Quantity) and value.unit and unit:
         canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
         unit = canonical or unit
@@ -76,14 +76,15 @@ def with_unit(value: Node, unit: str) -> Node:
 
 
 def _is_algebra(match: re.Match[str]) -> bool:
-    """Whether letters after a number are unknowns; after a number with thousands separators they are a unit."""
+    """Whether letters after a number are unknowns. After a number with thousands separators, letters that can be a unit
+    are one."""
     return _looks_like_algebra(match.group("unit")) and not (
         _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
     )
 
 
 def _looks_like_algebra(unit: str) -> bool:
-    """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
+    """Whether the letters look like algebra: 5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
     plain = unit.strip()
     if not re.fullmatch(r"[A-Za-z]+(?:\s*\^.*)?(?:\s+[A-Za-z]+)*", plain):
         return False

@@ -1,7 +1,7 @@
-"""Cleaned answer text → what kind of answer it is. The first rule that recognizes the text decides.
+"""Cleaned answer text → a node of its kind. The first rule that recognizes the text decides.
 
-Reading never evaluates: it sees brackets, separators, relation signs, units and words, and the parser only
-where {x | x > 3} may be a region. What is left over is an `Expression`, which is parsed when it is compared.
+Reading never evaluates. It looks at brackets, separators, relation signs, units and words, and calls the parser only
+where {x | x > 3} may be a region. Everything else is an `Expression`, which is parsed when it is compared.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
 
 @lru_cache(maxsize=1024)
 def read(text: str, *, thousands: bool = True) -> Node:
-    """What a cleaned text says. `thousands` tells whether 1,234 is one number or two."""
+    """Read a cleaned text. `thousands` says whether 1,234 is one number or two."""
     return Reader(thousands=thousands).read(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads texts that stand inside `nesting` others."""
+    """Reads texts that are nested inside `nesting` others."""
 
     thousands: bool
     nesting: int = 0
@@ -106,25 +106,25 @@ class Reader:
         return Expression(text)
 
     def part(self, text: str) -> Node:
-        """A part of the text that is being read."""
+        """Read a part of the text that is being read."""
         return Reader(thousands=self.thousands, nesting=self.nesting + 1).read(text)
 
     def element(self, text: str) -> Node:
-        """One of several values in brackets, where every comma separates."""
+        """Read one of several values in brackets, where every comma is a separator."""
         return Reader(thousands=False, nesting=self.nesting + 1).read(text)
 
-    # Each rule below recognizes one kind of text and returns None for all others. Order is in _RULES.
+    # Each rule below recognizes one kind of text and returns None for all others. _RULES gives their order.
 
     def placeholder(self, text: str) -> Node | None:
         return phrases.placeholder(text)
 
     def phrase(self, text: str) -> Node | None:
-        """A fixed phrase or a number as a word: all real numbers, no solution, yes; twelve."""
+        """A fixed phrase or a number in words: all real numbers, no solution, yes; twelve."""
         found = phrases.phrase(text)
         return self.part(found) if isinstance(found, str) else found
 
     def all_but(self, text: str) -> Node | None:
-        r"""All real numbers except 0 and 1, as \mathbb{R} \setminus \{0, 1\}."""
+        r"""All real numbers except 0 and 1: \mathbb{R} \setminus \{0, 1\}."""
         found = phrases.all_but(text)
         if found is None:
             return None
@@ -134,17 +134,17 @@ class Reader:
         return Combination("setminus", (Domain(found[0]), Items(tuple(left_out), "set")))
 
     def lead(self, text: str) -> Node | None:
-        r"""An answer that says that it is one: \text{Answer: } 5."""
+        r"""An answer that announces itself: \text{Answer: } 5."""
         match = _LEAD.fullmatch(text)
         return self.part(match.group("rest")) if match else None
 
     def system(self, text: str) -> Node | None:
-        r"""Equations in a brace, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & they define one thing in pieces."""
+        r"""A system of equations, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & it would be a piecewise function."""
         match = _SYSTEM.fullmatch(text)
         return self.part(match.group(1)) if match else None
 
     def pieces(self, text: str) -> Node | None:
-        r"""\begin{cases} x & x > 0 \\ -x, & \text{otherwise} \end{cases}."""
+        r"""A piecewise function: \begin{cases} x & x > 0 \\ -x, & \text{otherwise} \end{cases}."""
         match = _CASES.fullmatch(text)
         if match is None:
             return None
@@ -160,7 +160,7 @@ class Reader:
         return Quantity(Exact(Number(found[0])), found[1]) if found else None
 
     def ellipsis(self, text: str) -> Node | None:
-        """1, 2, …: an unfinished list is an answer only where the reference is the same text."""
+        """1, 2, …: an unfinished list equals only the same text."""
         return Unusable("ellipsis", text) if _ELLIPSIS.search(text) and "," in text else None
 
     def moment(self, text: str) -> Node | None:
@@ -174,7 +174,7 @@ class Reader:
         return Choice(letter, self.part(rest) if rest else None)
 
     def conditioned(self, text: str) -> Node | None:
-        r"""A value with its side condition: k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
+        r"""A value with a side condition: k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
         return self._conditioned(value_and_condition(text))
 
     def _conditioned(self, found: tuple[str, str] | None) -> Conditioned | None:
@@ -224,7 +224,7 @@ class Reader:
         return Relation(tuple(sides), tuple(operators))
 
     def _approximation(self, sides: list[str], operators: list[str]) -> Node:
-        r"""\sqrt{2} \approx 1.414 gives both; x \approx 1.4 is x = 1.4."""
+        r"""\sqrt{2} \approx 1.414 states both values; x \approx 1.4 means x = 1.4."""
         before = sides[:-1]
         rounded = self.part(sides[-1])
         if len(before) == 1 and re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?", before[0]):
@@ -234,7 +234,7 @@ class Reader:
         return Approximation(self.part(joined), rounded)
 
     def plus_minus(self, text: str) -> Node | None:
-        r"""1 \pm \sqrt{19} is the list of two; \mp takes the other sign."""
+        r"""1 \pm \sqrt{19} is a list of two values; \mp takes the opposite sign."""
         if not _PLUS_MINUS.search(text):
             return None
         upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text)).strip().removeprefix("+").strip()
@@ -243,7 +243,7 @@ class Reader:
         return Items((self.part(upper), self.part(lower)), "list", "or")
 
     def combination(self, text: str) -> Node | None:
-        r"""Sets joined to one: (0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
+        r"""A combination of sets: (0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
         for operator in ("cup", "setminus", "cap"):
             parts = split.split_at(text, {"\\" + operator})
             if len(parts) > 1 and all(parts) and len(parts) <= MAX_ELEMENTS:
@@ -262,7 +262,7 @@ class Reader:
         return Items((), "set") if text in {r"\emptyset", r"\{\}", r"\{ \}"} else None
 
     def vector(self, text: str) -> Node | None:
-        r"""3\hat{i}+4\hat{j} as (3, 4), and (1, 2)^T as a column."""
+        r"""3\hat{i}+4\hat{j} is (3, 4), and (1, 2)^T is a column."""
         found = components(text)
         if found is not None:
             return Bracketed("(", ")", tuple(self.element(component.removeprefix("+")) for component in found))
@@ -275,7 +275,7 @@ class Reader:
         return None
 
     def matrix(self, text: str) -> Node | None:
-        r"""A matrix, whatever its brackets: \begin{pmatrix}…\end{pmatrix}; arrays in \left[…\right] too."""
+        r"""A matrix with any brackets: \begin{pmatrix}…\end{pmatrix}, or an array in \left[…\right]."""
         inner = re.sub(r"^[(\[|]\s*(\\begin.*\\end\{[a-zA-Z]+\})\s*[)\]|]$", r"\1", text, flags=re.DOTALL)
         match = _MATRIX.fullmatch(inner)
         if match is None or inner.count(r"\begin") > 1:
@@ -335,7 +335,7 @@ class Reader:
         return based(text)
 
     def quantity(self, text: str) -> Node | None:
-        r"""A value and its unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
+        r"""A value with a unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
         found = money(text) or number_and_unit(text)
         if found is None:
             return None
@@ -353,7 +353,7 @@ def _has_one_choice_of_sign(inside: str) -> bool:
 
 
 def _between_commas(inside: str) -> list[str]:
-    """The texts in brackets: none, one or several."""
+    """The texts between the commas in brackets: none, one or several."""
     found = split.split_items(inside, thousands=False)
     if found is not None:
         return found[0]
@@ -361,7 +361,7 @@ def _between_commas(inside: str) -> list[str]:
 
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
-    r"""1 \pm 2 inside a list or a set is two of its elements."""
+    r"""The elements that a piece of a list or set contributes: two for 1 \pm 2, otherwise one."""
     if isinstance(node, Items) and _PLUS_MINUS.search(piece):
         return node.elements
     return (node,)

@@ -1,4 +1,4 @@
-"""What an answer can be: one frozen class per kind. `reading.read` makes them, `equality.compare` compares them."""
+"""The kinds of answers: one frozen class for each. `reading.read` creates them, `equality.compare` compares them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewards.reading.numbers import Number
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """A number that needs no parser: 42, 1,234, 3 1/2, 1.2 \\times 10^{-5}."""
+    """A number that is read without a parser: 42, 1,234, 3 1/2, 1.2 \\times 10^{-5}."""
 
     number: Number
 
@@ -35,12 +35,12 @@ class Quantity:
 
     value: Node
     unit: str
-    """Canonical name from `reading.units`, or the folded words when unknown."""
+    """The canonical name from `reading.units`, or the folded words if the unit is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A lettered choice with what stands beside the letter, or None: (C), C. 42"""
+    """A lettered choice, with the value after the letter or None: (C), C. 42"""
 
     letter: str
     content: Node | None
@@ -55,7 +55,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """2:3 and longer. `clock` marks a:bb, which may be a time and is then never reduced."""
+    """A ratio of two or more parts: 2:3. `clock` marks a:bb, which may be a time and so is never reduced."""
 
     parts: tuple[Node, ...]
     clock: bool
@@ -71,7 +71,7 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Several values without order: `list` is bare or joined by and/or, `set` stands in braces."""
+    """Several values without order: a `list` is bare or joined by and/or, a `set` is in braces."""
 
     elements: tuple[Node, ...]
     kind: Literal["list", "set"] = "list"
@@ -80,7 +80,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Bracketed:
-    """Values with order in round or square brackets: a point, a vector or an interval, as the context says."""
+    """Ordered values in round or square brackets: a point, a vector or an interval, depending on the context."""
 
     opening: str
     closing: str
@@ -89,7 +89,7 @@ class Bracketed:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Values in rows, whatever the brackets around them."""
+    """Values in rows, with any brackets."""
 
     rows: tuple[tuple[Node, ...], ...]
 
@@ -111,10 +111,10 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A chain a = b < c …: `sides` has one entry more than `operators`.
+    """A chain a = b < c …: `sides` has one more entry than `operators`.
 
     Sides are kept as written: most questions about a side are about its text (does it name a value, is it the
-    unknown, is it closed), and `reading.read` gives its kind where that is asked.
+    unknown, is it closed), and `reading.read` gives its kind where it is needed.
     """
 
     sides: tuple[str, ...]
@@ -123,10 +123,10 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    r"""A function in pieces, \begin{cases} x & x > 0 \\ 0 & \text{otherwise} \end{cases}: values and conditions."""
+    r"""A piecewise function, \begin{cases} x & x > 0 \\ 0 & \text{otherwise} \end{cases}: values and conditions."""
 
     rows: tuple[tuple[Node, str], ...]
-    """A condition is kept as written, without "if" and "for", and empty for "otherwise"."""
+    """(value, condition) per row. Conditions are kept as written, without "if" and "for"; "otherwise" is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Conditioned:
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """An exact value with its rounded value beside it."""
+    """An exact value, and its rounded value next to it."""
 
     exact: Node
     rounded: Node
@@ -149,7 +149,7 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Text that is no single answer: it hedges, negates, or leaves a placeholder."""
+    """Text that is not a single answer: it hedges, negates, or is a placeholder."""
 
     rule: str
     source: str = field(default="")

@@ -1,4 +1,4 @@
-"""Words after a number → a unit: its dimension and size, so that 90 minutes are 1.5 hours and 5 km are not 5 m."""
+"""Words after a number → a unit with a dimension and size, so that 90 minutes are 1.5 hours and 5 km are not 5 m."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _BASES: dict[str, tuple[str, Fraction, str]] = {
 _COUNTING_WORDS = frozenset(
     "个個只隻本人名位棵张張条件辆次种颗块支页頁枚匹头台把根间套岁歳步道题朵架艘盒袋箱瓶杯组班개명권"
 )
-"""Words that Chinese, Japanese and Korean put between a number and what is counted: 25 个 is 25, and 25 apples."""
+"""Counters that Chinese, Japanese and Korean put between a number and the thing counted: 25 个 is 25, and 25 apples."""
 _PREFIXES = {"平方": "square ", "立方": "cubic ", "每": "per "}
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
 _NAMED_OTHERWISE = re.compile(r"(?P<percent>\bper[ -]?cents?\b)|\b(?:US|U S|American)\s+(?=dollar)")
@@ -147,9 +147,9 @@ _WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢
 
 
 def read_unit(text: str) -> str | None:
-    """Canonical name of the unit in the words after a number; the words themselves when unknown.
+    """The canonical name of the unit in the words after a number, or the words themselves if they are unknown.
 
-    None when the words change the meaning ("or 43", "is wrong", "at least"), so that nothing hides in them.
+    None if the words change the meaning ("or 43", "is wrong", "at least"), so that nothing can hide in them.
     """
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
@@ -200,7 +200,7 @@ def _singular(word: str) -> str:
 
 
 def _known(words: list[str]) -> str | None:
-    """Canonical form of a product of known units: "square cm", "cm ^2", "mile per hour"."""
+    """The canonical form of a product of known units: "square cm", "cm ^2", "mile per hour"."""
     expanded = " ".join(_COMPOUND.get(word, word) for word in words).replace("/", " / ").split()
     powers: dict[str, int] = {}
     sign, pending, last = 1, 1, None
@@ -223,7 +223,7 @@ def _known(words: list[str]) -> str | None:
 
 
 def conversion(left: str, right: str) -> Fraction | None:
-    """How many `right` one `left` is, or None when they do not measure the same thing."""
+    """How many `right` are in one `left`, or None if they do not measure the same dimension."""
     one, other = _dimension(left), _dimension(right)
     if one is None or other is None or one[0] != other[0]:
         return None
@@ -252,7 +252,7 @@ def is_known(unit: str) -> bool:
 
 
 def same_things(left: str, right: str) -> bool:
-    """Counted things that are the same in other words: "distinct integer" and "integer", not "dog" and "cat"."""
+    """Whether two names may be of the same counted things: "distinct integer" and "integer", not "dog" and "cat"."""
     one, other = set(left.split()), set(right.split())
     return not one or not other or one <= other or other <= one
 
@@ -267,7 +267,7 @@ _IN_TWO_UNITS = re.compile(r"(\d+) ?([A-Za-z]+)\.? ?,? ?(?:and )?(\d+(?:\.\d+)?)
 
 
 def in_two_units(text: str) -> tuple[Fraction, str] | None:
-    """3 hours 20 minutes → 200 minutes, 22°30' → 22.5 degrees; None where the units do not measure the same thing."""
+    """3 hours 20 minutes → 200 minutes, 22°30' → 22.5 degrees; None if the units do not measure the same dimension."""
     angle = _DEGREES.fullmatch(text)
     if angle:
         parts = (Fraction(angle.group(name) or 0) / count for name, count in _PARTS_OF_A_DEGREE.items())

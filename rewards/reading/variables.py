@@ -1,4 +1,4 @@
-"""Unknowns: the one that an inequality is about, x for -2 < x ≤ 7 and for x ∈ (-2, 7], and other names for them."""
+"""Unknowns: the one that an inequality is about, such as x in -2 < x ≤ 7 and x ∈ (-2, 7], and how to rename them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _REAL = r"(?:[a-vxy]|\\theta)"
 _DISTANCE = re.compile(
     rf"\|\s*(?:(?P<name>{_REAL})\s*(?:(?P<sign>[-+])\s*(?P<shift>[^|+-]+))?|(?P<first>[^|+-]+)-\s*(?P<last>{_REAL}))\s*\|"
 )
-"""The absolute value of an unknown, or its distance from a number; z and w may be complex."""
+"""The absolute value of an unknown, or its distance from a number; not z and w, which may be complex."""
 _INEQUALITIES = {"<", ">", "<=", ">=", "!="}
 
 
 def variable(node: Node) -> str | None:
-    """The name of the unknown, or None where the ends are no constants or several unknowns take part."""
+    """The name of the unknown, or None if the ends are not constants or there are several unknowns."""
     if isinstance(node, Items):
         names = {variable(part) for part in node.elements}
         return names.pop() if len(names) == 1 else None
@@ -42,7 +42,8 @@ def _is_name(text: str) -> bool:
 
 
 def about(side: str) -> tuple[str, str] | None:
-    """The unknown that a side is: ("x", "") for x; with the centre of its distance, ("x", "2") for |x - 2|, or None."""
+    """The unknown that a side consists of: ("x", "") for x; for a distance also its centre, ("x", "2") for |x - 2|.
+    None for any other side."""
     if _is_name(side):
         return side, ""
     match = _DISTANCE.fullmatch(side.strip()) if "|" in side else None
@@ -59,9 +60,9 @@ def _is_end(text: str) -> bool:
 
 
 def renamed(text: str, names: dict[str, str]) -> str | None:
-    r"""The text with letters exchanged, all at once; None where a new name is already taken.
+    r"""Rename letters in a text, all at once; None if a new name is already in use.
 
-    Letters in a row are a product, 2ab, unless they are a function's name or stand in \text{…}.
+    Adjacent letters are a product, 2ab, unless they are a function's name or in \text{…}.
     """
     taken = set(names.values()) - set(names)
     runs = _LETTERS.findall(text)

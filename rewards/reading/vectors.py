@@ -1,4 +1,4 @@
-r"""Vectors in other notations: 3\hat{i}+4\hat{j} → its components; (1,2)^T → what is transposed."""
+r"""Vectors in other notations: 3\hat{i}+4\hat{j} → its components; (1,2)^T → the vector that is transposed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _DECORATED = r"\\(?:hat|widehat|vec|overrightarrow)\s*(?:\{\s*[ijk]\s*\}|[ijk])"
 _VECTOR = re.compile(rf"(?P<size>.*?)\s*(?P<vector>\{{\s*{_DECORATED}\s*\}}|{_DECORATED}|\{{[ijk]\}})", re.DOTALL)
 _DOTLESS = re.compile(r"\\([ij])math(?![A-Za-z])")
 _ARGUMENT = re.compile(r"[\^_]\s*$|\\(?!sqrt)[A-Za-z]+\s*\{[^{}]*\}\s*$|\\[A-Za-z]+\s*$")
-r"""What is left before the braces of {i} where they are no vector's: e^{i}, \frac{1}{i}."""
+r"""Precedes the braces of an {i} that is not a unit vector: e^{i}, \frac{1}{i}."""
 _TRANSPOSED = re.compile(
     r"(?P<body>.*[)\]}])\s*\^\s*(?:T|\\top|\\intercal|\{\s*(?:T|\\top|\\intercal)\s*\})", re.DOTALL
 )
 
 
 def components(text: str) -> list[str] | None:
-    r"""The coordinates of a sum of multiples of \hat{i}, \hat{j} and \hat{k}: two, or three where \hat{k} is there."""
+    r"""The coordinates of a sum of multiples of \hat{i}, \hat{j} and \hat{k}: two, or three if it has \hat{k}."""
     if not ("\\hat" in text or "\\vec" in text or "{j}" in text or "\\widehat" in text or "\\overrightarrow" in text):
         return None
     sizes: dict[str, str] = {}

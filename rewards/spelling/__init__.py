@@ -1,1 +1,1 @@
-"""The text of an answer → the same answer in one spelling, and its pieces at the top level."""
+"""Answer text → the same answer in a normalized spelling, and its top-level pieces."""

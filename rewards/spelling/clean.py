@@ -1,7 +1,7 @@
-"""Answer text → the same answer in one spelling. Both sides of a comparison go through it.
+"""Answer text → the same answer in a normalized spelling. Both sides of a comparison are cleaned.
 
-Only spelling changes here: typography, spacing, LaTeX that a reader does not see. Nothing that could turn
-one value into another. Characters that make a reader see something else than what is there are refused.
+Only the spelling changes: typography, spacing, LaTeX that is not rendered; nothing that could turn one value
+into another. Characters that make the displayed text differ from the actual one are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_ANSWER_CHARS = 2_000
 MAX_DEPTH = 40
 MAX_DIGITS = 1_000
 DOLLAR = "＄"
-"""Stands for a currency dollar, so that it cannot be taken for a mathematics delimiter."""
+"""Replaces a currency dollar, so that it cannot be mistaken for a math delimiter."""
 
 
 class Unreadable(ValueError):
@@ -104,7 +104,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\pounds(?![A-Za-z])", "£"),
         (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}", ""),
         (r"\s*&\s*(?==|<|>|\\[lg]e(?![A-Za-z]))", ""),
-        (r"\\\\\s*(?==)", " "),  # a row that goes on with = belongs to the row above
+        (r"\\\\\s*(?==)", " "),  # a row that begins with = continues the row above
         (r"(?<=[\d)}])\s*\\text\s*\{\s*([^{}\s][^{}]*?)\s+(and|or)\s*\}\s*(?=[\d\\(-])", r"\\text{ \1}\\text{ \2 }"),
         (rf"(?<=[\d}}])\s*\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}", r"\1/\2"),
         (r"(?:\{\s*\})?\^\s*\{?(\d+)\}?\s*/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
@@ -118,7 +118,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )  # fmt: skip
 _REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "/_")
-"""A text with none of these and no command has nothing to rewrite."""
+"""A text with none of these and no command needs no rewriting."""
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = (
@@ -132,7 +132,7 @@ _DELIMITERS = (
     ('"', '"'),
 )
 _CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|Rightarrow|Longrightarrow)(?![A-Za-z]))\s*(?=\S)")
-"""What joins an answer to the words before it."""
+"""Joins an answer to the words before it."""
 _END_OF_PROOF = re.compile(r"(?<=\S)\s*\\(?:checkmark|blacksquare|square|Box|qed)$")
 _SPACES = re.compile(r"\s+")
 _SINGLE_BRACED = re.compile(r"([_^])\{(\w)\}")
@@ -141,7 +141,7 @@ _IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])|(?<=[A-Za-z]) (?
 
 @lru_cache(maxsize=8192)
 def clean(text: str) -> str:
-    """One spelling of an answer. Raises `Unreadable` when a limit or a forbidden character is met."""
+    """Normalize the spelling of an answer. Raises `Unreadable` if it exceeds a limit or has a forbidden character."""
     if len(text) > MAX_ANSWER_CHARS:
         raise Unreadable("answer_too_long")
     text = restored(text)
@@ -164,12 +164,13 @@ def clean(text: str) -> str:
 
 
 def fingerprint(text: str) -> str:
-    """A cleaned answer without the spaces that carry no meaning: equal fingerprints are equal answers."""
+    """A cleaned answer without meaningless spaces: answers with equal fingerprints are equal."""
     return _SINGLE_BRACED.sub(r"\1\2", _IDLE_SPACE.sub("", text))
 
 
 def _refuse_deceptive(text: str) -> None:
-    """Control characters, lone surrogates and writing-direction marks: what is seen is not what is there."""
+    """Raise `Unreadable` for control characters, lone surrogates and writing-direction marks, which make the displayed
+    text differ from the actual one."""
     if text.isascii() and text.isprintable():
         return
     for character in text:
@@ -198,14 +199,14 @@ def _plain_character(character: str) -> str:
     if category == "Nd":
         return str(unicodedata.decimal(character))
     if category == "Cf":
-        return ""  # zero-width characters: a reader sees nothing
+        return ""  # zero-width characters are not displayed
     if ("\uff01" <= character <= "\uff5e" and character != DOLLAR) or "\U0001d400" <= character <= "\U0001d7ff":
         return unicodedata.normalize("NFKC", character)
     return character
 
 
 def _strip_wrapping(text: str) -> str:
-    """Remove mathematics delimiters, emphasis and closing punctuation around the whole answer."""
+    """Remove math delimiters, emphasis and closing punctuation around the whole answer."""
     while True:
         before = text
         text = text.strip()
@@ -229,7 +230,7 @@ def _strip_wrapping(text: str) -> str:
 
 
 def _loose_dollars(text: str) -> str:
-    """A dollar sign left alone before a number is money; the others are delimiters in the text."""
+    """Replace an unpaired dollar sign before a number, which is money; the others are math delimiters in the text."""
     if text.count("$") % 2 == 1:
         text = re.sub(r"^([-+]?)\$(?=[\d.])", r"\1" + DOLLAR, text)
     return text.replace("$", "").strip()

@@ -1,4 +1,4 @@
-r"""A value with its side condition → both, as text: k\pi, k \in \mathbb{Z}; {2k | k \in \mathbb{Z}}; "for any C"."""
+r"""A value with a side condition → both, as text: k\pi, k \in \mathbb{Z}; {2k | k \in \mathbb{Z}}; "for any C"."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def value_and_condition(text: str) -> tuple[str, str] | None:
 
 
 def for_all(inside: str) -> tuple[str, str] | None:
-    r"""What stands in the braces of {2k | k \in \mathbb{Z}}; {x | x \in \mathbb{R}} only names a set."""
+    r"""Split the inside of the braces of {2k | k \in \mathbb{Z}}; None for {x | x \in \mathbb{R}}, which only names a
+    set."""
     match = _FOR_ALL.fullmatch(inside)
     if match is None or match.group("body").strip() == match.group("letter"):
         return None

@@ -1,7 +1,7 @@
-r"""Rarer ways to write a fraction, a repeating decimal, an interval or a sign → the usual one.
+r"""Rare notation for a fraction, a repeating decimal, an interval or a sign → the usual notation.
 
 {1 \over 2} is \frac{1}{2}, {n \choose 2} is \binom{n}{2}, and 0.333\ldots, 0.(3), 0.\dot{3} are 0.\overline{3}.
-]0,1[ is (0,1), as it is written in France, and people who type write (0,1) U (2,3), +/- and 60^o.
+]0,1[ is (0,1) in French notation, and plain typing gives (0,1) U (2,3), +/- and 60^o.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from rewards.spelling.split import RELATIONS
 
 MAX_FRACTIONS = 20
 MIN_REPEATS = 2
-"""So often must digits come before an ellipsis to be a period: 0.33… is a third, 0.3… may be anything."""
+"""How often digits before an ellipsis must repeat to be a period: 0.33… is a third, 0.3… may be anything."""
 
 _INFIX = re.compile(r"\\(over|choose)(?![A-Za-z])")
 _PREFIX = {"over": r"\frac", "choose": r"\binom"}
 _ARGUMENT = re.compile(r"(?:\\[A-Za-z]+\s*|[\^_}\]])$")
-r"""What stands before a brace that is not the fraction's own: \sqrt{…}, x^{…}."""
+r"""Precedes a brace that belongs to something other than the fraction: \sqrt{…}, x^{…}."""
 _OPEN, _CLOSE = "{([", "})]"
 _ENDS = re.compile("|".join(rf"{re.escape(sign)}(?![A-Za-z])" for sign in RELATIONS) + r"|[,;]")
 
@@ -41,7 +41,7 @@ _BEFORE_INTERVAL = re.compile(r"(?:^|[=:,{}]|\\(?:cup|cap|setminus|in)|(?<![A-Za
 
 
 def usual(text: str) -> str:
-    """The text with all of these in the usual notation."""
+    """Rewrite all of these in the usual notation."""
     if _IS_TYPED.search(text):
         for pattern, replacement in _TYPED:
             text = pattern.sub(replacement, text)
@@ -61,7 +61,7 @@ def usual(text: str) -> str:
 
 
 def _with_round_brackets(match: re.Match[str]) -> str:
-    """]0,1[ → (0,1): a square bracket that is turned away from an interval leaves its end out."""
+    """]0,1[ → (0,1): a square bracket that faces away from the interval excludes its endpoint."""
     start, ends, stop = match.groups()
     if start == "]" and not _BEFORE_INTERVAL.search(match.string[: match.start()]):
         return match.group()
@@ -69,7 +69,7 @@ def _with_round_brackets(match: re.Match[str]) -> str:
 
 
 def _prefixed(text: str, infix: re.Match[str]) -> str:
-    r"""`{A \over B}` as `\frac{A}{B}`: it takes all of its group, or of the side of a relation that it stands in."""
+    r"""`{A \over B}` → `\frac{A}{B}`. It spans its whole group, or the side of the relation that it is in."""
     start, end = _start_of_group(text, infix.start()), _end_of_group(text, infix.end())
     over, under = text[start : infix.start()].strip(), text[infix.end() : end].strip()
     fraction = f"{_PREFIX[infix.group(1)]}{{{over}}}{{{under}}}"
@@ -107,7 +107,7 @@ def _end_of_group(text: str, position: int) -> int:
 def _with_period(match: re.Match[str]) -> str:
     r"""0.1666\ldots → 0.1\overline{6}; digits without a period stay as they are."""
     whole, digits = match.groups()
-    best: tuple[int, int] | None = None  # (digits that repeat, period), the longest run and then the shortest period
+    best: tuple[int, int] | None = None  # (digits that repeat, period): the longest run, then the shortest period
     for period in range(1, len(digits) // MIN_REPEATS + 1):
         last = digits[-period:]
         repeats = 1

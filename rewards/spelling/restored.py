@@ -1,7 +1,7 @@
-r"""A text that files or web pages have changed on its way → the text that was written.
+r"""Text that file formats or web pages have damaged → the text as it was written.
 
-A string escape eats the backslash of a command ("\f" of \frac, "\t" of \times), JSON inside of CSV doubles every
-backslash, and a web page writes < as &lt; and powers as <sup>2</sup>. Each is told by marks that no answer has.
+A string escape consumes the backslash of a command ("\f" of \frac, "\t" of \times), JSON inside CSV doubles every
+backslash, and a web page writes < as &lt; and powers as <sup>2</sup>. Each leaves traces that no intact answer has.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from html.entities import html5
 
 MAX_ROUNDS = 3
-"""So often may a text have been escaped."""
+"""How many layers of escaping are undone at most."""
 
 _EATEN = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-# White space is one only before the rest of a command that is no word.
+# Whitespace counts as an eaten escape only before the rest of a command that is not itself a word.
 _EATEN_ESCAPE = re.compile(
     r"[\a\b\v\f](?=[a-z])|\t(?=(?:imes|ext|extbf|extrm|heta|frac|binom|riangle|ilde|au)(?![a-z]))"
     r"|\r(?=(?:ight|ho|angle|floor|ceil|vert)(?![a-z]))|\n(?=(?:eq|otin|abla)(?![a-z]))"
@@ -33,7 +33,7 @@ _RAISED = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
 
 
 def restored(text: str) -> str:
-    """The text without what was done to it."""
+    """Undo the damage to a text."""
     if not text.isprintable():
         text = _EATEN_ESCAPE.sub(lambda match: "\\" + _EATEN[match.group()], text)
     for _ in range(MAX_ROUNDS):
@@ -54,7 +54,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _halved(match: re.Match[str]) -> str:
-    r"""Half of the backslashes. Two before no command end a row, and were not doubled: `\\begin{matrix} 1 \\ 2`."""
+    r"""Halve the backslashes. Two that no command follows end a row and were not doubled: `\\begin{matrix} 1 \\ 2`."""
     run = match.group()
     if len(run) > 2 or _AFTER_BACKSLASH.match(match.string, match.end()):
         return run[: len(run) // 2]

@@ -1,4 +1,4 @@
-r"""Text → pieces at the top level: outside every bracket, brace and \text{…}. One pass each, no parser."""
+r"""Text → its top-level pieces: outside every bracket, brace and \text{…}. One pass per function, no parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELATIONS = {
 
 
 def quoted_items(text: str) -> list[str]:
-    """The texts of a list of several as Python or JSON writes it, ['1/2', '0.5']; nothing of any other text."""
+    """The items of a list of several strings in Python or JSON syntax, ['1/2', '0.5']; empty for any other text."""
     text = text.strip()
     if not text.startswith("[") or not _QUOTED_LIST.fullmatch(text):
         return []
@@ -58,7 +58,7 @@ def tokens(text: str) -> list[tuple[str, int, int, int]]:
 
 
 def split_items(text: str, *, thousands: bool) -> tuple[list[str], str] | None:
-    """Pieces of a bare list and what joined them (the strongest of ; or and ,), or None when there is one piece."""
+    """The pieces of a bare list and what joins them (the strongest of ; or and ,), or None if there is only one."""
     protected = {i for m in _THOUSANDS_RUN.finditer(text) for i in range(m.start(), m.end())} if thousands else set()
     cuts: dict[str, list[tuple[int, int]]] = {",": [], ";": [], "and": [], "or": []}
     depth_at = [0] * (len(text) + 1)
@@ -75,7 +75,7 @@ def split_items(text: str, *, thousands: bool) -> tuple[list[str], str] | None:
     joined_by = next((key for key in (";", "or", "and", ",") if cuts[key]), None)
     if joined_by is None:
         return None
-    # Commas inside a group stay when stronger separators mark the groups: p=5, q=2; p=7, q=2.
+    # Commas inside a group are kept if stronger separators delimit the groups: p=5, q=2; p=7, q=2.
     inner_commas = joined_by != "," and cuts[","] and _groups_are_assignments(text, cuts)
     used = [span for key in cuts if not (key == "," and inner_commas) for span in cuts[key]]
     pieces = []
@@ -89,12 +89,12 @@ def split_items(text: str, *, thousands: bool) -> tuple[list[str], str] | None:
 
 
 def _groups_are_assignments(text: str, cuts: dict[str, list[tuple[int, int]]]) -> bool:
-    """Each comma is followed by a new `name =`: the comma joins assignments of one solution."""
+    """Whether each comma is followed by a new `name =`: then commas join the assignments of one solution."""
     return all(re.match(r"\s*[A-Za-z](?:_\{?\w+\}?)?\s*=", text[end:]) for _, end in cuts[","])
 
 
 def split_relation(text: str) -> tuple[list[str], list[str]] | None:
-    """Sides and operators of a chain of relations at the top level."""
+    """The sides and operators of a top-level chain of relations."""
     sides: list[str] = []
     operators: list[str] = []
     begin = 0
@@ -110,7 +110,7 @@ def split_relation(text: str) -> tuple[list[str], list[str]] | None:
 
 
 def split_at(text: str, separators: set[str]) -> list[str]:
-    """Pieces between the given top-level tokens."""
+    """The pieces between the given top-level tokens."""
     pieces = []
     begin = 0
     for token, start, end, depth in tokens(text):
@@ -122,7 +122,7 @@ def split_at(text: str, separators: set[str]) -> list[str]:
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
-    """(opening, inside, closing) when one pair of brackets holds the whole text."""
+    """(opening, inside, closing) if one pair of brackets encloses the whole text."""
     found = tokens(text)
     if len(found) < 2:
         return None

@@ -1,1 +1,1 @@
-"""Requests → replies, by processes that judge within limits and can be killed."""
+"""Requests → replies, from processes that judge under limits and can be killed."""

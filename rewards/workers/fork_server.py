@@ -4,9 +4,9 @@ Importing sympy takes a second, forking takes milliseconds: a killed worker is r
 process is small, has one thread and never judges anything itself, so forking it is safe whatever the
 user's own process does with threads, CUDA or event loops.
 
-It is started as `python -m rewards.workers.fork_server FD`, with FD a socket to the grader. Requests are JSON
-messages (`rewards.workers.wire`): `spawn` answers with the worker's pid and passes two sockets, one to the worker and
-one on which this process tells the worker's exit code once it has ended. `kill` ends a worker. End of file means that
+It is started as `python -m rewards.workers.fork_server FD`, where FD is a socket to the grader. Requests are JSON
+messages (`rewards.workers.wire`): `spawn` returns the worker's pid and two sockets, one connected to the worker and
+one on which this process sends the worker's exit code once it has ended. `kill` ends a worker. End of file means that
 the grader is gone: everything dies.
 """
 
@@ -49,10 +49,10 @@ class ForkServer:
         self._settings = settings
         self._parent = os.getppid()
         self._children: dict[int, socket.socket] = {}
-        """Workers that have not been waited for, and where to tell how they ended."""
+        """Workers that have not been waited for, by pid, with the socket that their exit code goes to."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
-        # A handler that does nothing: the wake-up pipe is what makes select return when a child dies.
+        # The handler does nothing: it is the wake-up pipe that makes select return when a child dies.
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
@@ -78,7 +78,7 @@ class ForkServer:
         if request["do"] == "spawn":
             self._spawn()
         elif request["do"] == "kill" and request["pid"] in self._children:
-            # Only children not yet waited for are held, so the pid cannot be someone else's.
+            # _children has only processes not yet waited for, so the pid cannot have been reused.
             os.kill(request["pid"], signal.SIGKILL)
 
     def _spawn(self) -> None:
@@ -96,7 +96,7 @@ class ForkServer:
         told.close()
 
     def _become_worker(self, connection: socket.socket) -> NoReturn:
-        """In the child: drop what belongs to the fork server, then serve until the connection closes."""
+        """Runs in the child: release the fork server's resources, then serve until the connection closes."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -107,7 +107,7 @@ class ForkServer:
             serve(connection, self._settings)
             status = 0
         finally:
-            # Never unwind into the fork server's own stack: this is another process now.
+            # Never unwind into the fork server's stack: this is a different process now.
             os._exit(status)
 
     def _reap(self) -> None:
@@ -116,7 +116,7 @@ class ForkServer:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                # The grader closes its end of workers that it asked to go.
+                # The grader has closed its end if it asked this worker to end.
                 with self._children.pop(pid) as ending, contextlib.suppress(ConnectionError):
                     ending.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 

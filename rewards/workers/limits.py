@@ -1,7 +1,7 @@
-"""What a worker process may not do, set by the kernel before it sees any input.
+"""Limits on a worker process, which it sets on itself before it sees any input.
 
 A judgement reads text and answers. It needs no files, no processes and little memory, so all three are
-refused at the lowest level there is. The time limit is a kernel timer with its default action, which ends
+restricted at the lowest level available. The time limit is a kernel timer with its default action, which ends
 the process even when C code holds the interpreter lock, and even when the parent is gone.
 """
 
@@ -31,7 +31,7 @@ FORBIDDEN_EVENTS = (
     "ctypes.dlopen",
 )
 NEARLY = 32 * 2**20
-"""Bytes below the limit: what Python and the C library ask for at a time is less."""
+"""Bytes; this close to the limit counts as having reached it. Python and the C library request less at a time."""
 TOUCHED_KIB = 256 * 2**10
 ALLOWED_EVENTS = frozenset({"os.listdir", "os.scandir", "os.fspath", "os.walk"})
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -45,7 +45,7 @@ def die_with_parent() -> None:
 
 
 def _lower(kind: int, soft: int) -> None:
-    """Set a limit, never above what the process already has."""
+    """Set a soft and hard limit, never above the hard limit that the process already has."""
     _, hard = resource.getrlimit(kind)
     limit = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
     resource.setrlimit(kind, (limit, limit))
@@ -54,14 +54,16 @@ def _lower(kind: int, soft: int) -> None:
 def confine(*, memory_mib: int, own_code: bool) -> None:
     """Apply the resource limits.
 
-    What is mapped by now is not counted: libraries reserve much that they never touch, and more of it on a machine of
-    many cores. Under a limit below it every further allocation fails, and the interpreter itself does not survive some.
+    The memory limit comes on top of the address space that is already mapped: libraries reserve much that they never
+    touch, and more of it on machines with many cores. With a limit below that, every further allocation would fail,
+    and the interpreter does not survive some of those failures.
 
-    With `own_code`, a reward function of the user's runs here: it may read files and start threads, but it has the same
-    memory, may write no byte, and its time is limited like everything else.
+    With `own_code`, the process runs a user's reward function, which may read files and start threads, but has the same
+    memory and time limits and may not write to files.
     """
     if own_code:
-        # Found by writing into it. Libraries ask when they are imported (torch), which a function may do when called.
+        # Python finds the temporary directory by writing to it, so do that now: a function may import torch, which asks
+        # for the directory, when it is called.
         with contextlib.suppress(FileNotFoundError):
             tempfile.gettempdir()
     _lower(resource.RLIMIT_AS, (_address_space_mib() + memory_mib) * 2**20)
@@ -74,7 +76,7 @@ def confine(*, memory_mib: int, own_code: bool) -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: no writing, no processes, no network, whatever code the input made the parser run."""
+    """Audit hook: allow no writing, processes or network, whatever code the input makes the parser run."""
     if event == "open":
         flags = arguments[2]
         if isinstance(flags, int) and flags & WRITE_FLAGS:
@@ -84,19 +86,19 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _address_space_mib() -> int:
-    """What this process has mapped, which is what the limit on memory counts."""
+    """The size of all mappings of this process, in MiB, which is what the memory limit counts."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * resource.getpagesize() // 2**20
 
 
 def has_run_short() -> bool:
-    """Whether this process has ever had nearly all the address space that it may have.
+    """Whether this process has ever come close to its address space limit.
 
-    Libraries catch every exception, and take the `MemoryError` that they were given for an answer. That shows here
-    where memory was taken little by little; a single allocation that is too large leaves no mark.
+    Libraries catch every exception, so a `MemoryError` can pass for a result. This detects that if memory was allocated
+    little by little; a single allocation that is too large leaves no trace.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    # Asked of every item: whoever has touched little is not asked further.
+    # This runs for every item, so decide the usual case cheaply: a process that has touched little memory.
     if limit == resource.RLIM_INFINITY or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < TOUCHED_KIB:
         return False
     found = re.search(r"^VmPeak:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
@@ -104,7 +106,7 @@ def has_run_short() -> bool:
 
 
 def start_timer(timeout_s: float) -> None:
-    """Let the kernel end this process after `timeout_s` of wall clock unless the timer is stopped."""
+    """Make the kernel end this process after `timeout_s` seconds of wall-clock time, unless the timer is stopped."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
 

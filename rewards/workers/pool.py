@@ -1,9 +1,9 @@
 """Requests → replies, through workers that may hang, crash or be killed at any moment.
 
-Each worker holds a short queue, so that it never waits for the next item; only the first of a queue is
-being judged. When a worker dies, the item it was judging gets the failure and the others are given to
-someone else. When a worker is slow, idle ones take what waits behind its current item, so that no item
-waits on its neighbour. An answer depends on nothing but its item, so judging one twice is harmless.
+Each worker has a short queue, so that it never waits for its next item; only the first of the queue is
+being judged. When a worker dies, the item it was judging gets the failure and the rest of its queue goes to
+other workers. When a worker is slow, idle ones take items from behind its current one, so that no item is
+held up by another. A reply depends on nothing but its item, so judging an item twice is harmless.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rewards.workers.processes import (
 QUEUE_ITEMS = 16
 QUEUE_BYTES = 1 << 18
 GRACE_S = 0.5
-"""The worker's own timer comes first; the grader's deadline follows this much later."""
+"""Seconds by which the grader's deadline follows the worker's own timer."""
 SLOW_S = 0.2
 CRASHES_PER_ITEM = 2
 FORK_SERVER_RESTARTS = 3
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class GradingCall:
-    """What one call has reached: what waits, what is answered, how often each item took a worker down."""
+    """The progress of one call: items waiting, replies received, and how many workers each item has brought down."""
 
     frames: Sequence[bytes]
     waiting: deque[int]
@@ -73,12 +73,12 @@ class Pool:
         self.restarts = 0
         self._reported: set[str] = set()
         self.abandoned = False
-        """Set by another thread than the one in `run`, which then raises `WorkersFailed`."""
+        """Set by a thread other than the one in `run`; `run` then raises `WorkersFailed`."""
         self._fork_server_restarts = 0
         self._failed_starts = 0
 
     def run(self, requests: Sequence[wire.Message]) -> list[wire.Message]:
-        """Answer every request, in order. Failures are answers too: verdict `timeout` or `error`."""
+        """Return one reply per request, in order. Failures are replies too, with verdict `timeout` or `error`."""
         batch = GradingCall.of([wire.encode({**request, "id": i}) for i, request in enumerate(requests)])
         self._fork_server_restarts = 0
         try:
@@ -90,7 +90,7 @@ class Pool:
                 self._exchange(batch)
                 self._enforce_limit()
         except BaseException:
-            # An interrupt leaves answers in flight that belong to nobody: start afresh next time.
+            # An interrupt leaves replies in flight that no call waits for: start with new workers next time.
             self.close()
             raise
         self._clear_stolen()
@@ -129,7 +129,7 @@ class Pool:
         worker.close()
 
     def _clear_stolen(self) -> None:
-        """A worker still busy with an item that another has answered is not kept for the next call."""
+        """Drop workers that are still busy with an item that another worker has answered, before the next call."""
         for worker in [w for w in self._workers if w.assigned]:
             self._kill(worker)
             self._drop(worker)
@@ -171,7 +171,7 @@ class Pool:
         return len(frame)
 
     def _steal_for(self, idle: Worker, batch: GradingCall) -> None:
-        """Give an idle worker one item that waits behind a slow one."""
+        """Give an idle worker one item that is queued behind a slow one."""
         now = time.monotonic()
         held = {worker.assigned[0] for worker in self._workers if worker.assigned}
         for worker in self._workers:
@@ -191,7 +191,7 @@ class Pool:
                 self._write(worker)
 
     def _patience(self) -> float:
-        """Seconds until something has to be looked at even if nobody speaks."""
+        """Seconds until the next check is due even if no worker sends anything."""
         now = time.monotonic()
         limit = self._timeout_s + GRACE_S
         due = [w.head_since + limit - now for w in self._workers if w.assigned and not w.overdue]
@@ -204,14 +204,14 @@ class Pool:
         except BlockingIOError:
             return
         except OSError:
-            worker.outgoing.clear()  # dead: the read side will say so
+            worker.outgoing.clear()  # the worker is dead: reading from it will show that
             sent = 0
         del worker.outgoing[:sent]
         if not worker.outgoing:
             self._selector.modify(worker.connection, selectors.EVENT_READ, worker)
 
     def _read(self, worker: Worker, batch: GradingCall) -> bool:
-        """Take in answers. False when the worker is gone."""
+        """Receive replies. Returns False if the worker is gone."""
         try:
             chunk = worker.connection.recv(1 << 18)
         except BlockingIOError:
@@ -241,12 +241,12 @@ class Pool:
                 if late or (not worker.ready and now - worker.started > START_LIMIT_S):
                     self._kill(worker)
             elif self._fork_server is not None and now - worker.overdue_since > CLOSE_LIMIT_S:
-                # The fork server does not do as it is told (stopped, swapped out): its end is the end of its workers.
+                # The fork server does not respond (stopped, swapped out): end it, and its workers with it.
                 self._fork_server.close()
                 self._fork_server = None
 
     def _handle_loss(self, worker: Worker, batch: GradingCall) -> None:
-        """A worker is gone: ask why, settle its item, give the rest back."""
+        """Handle a worker that is gone: find out why, settle its current item, and requeue the rest."""
         code = worker.exit_code()
         self._drop(worker)
         if not worker.ready:

@@ -1,7 +1,7 @@
-"""The grader's side of its processes: start the fork server, get workers from it, talk, kill, close.
+"""The grader's side of its processes: start the fork server, get workers from it, talk to them, kill and close.
 
-Nothing here depends on how the user's program uses processes: no `__main__` guard is needed, no start
-method matters, Ctrl-C in a terminal does not reach the workers, and their standard output goes nowhere.
+Nothing here depends on how the user's program uses processes: it needs no `__main__` guard, the start method
+does not matter, Ctrl-C in a terminal does not reach the workers, and their standard output is discarded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ CLOSE_LIMIT_S = 5.0
 REAP_LIMIT_S = 1.0
 SIGNAL_NAMES = {one.value: one.name for one in signal.Signals}
 SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
-"""Names of variables that hold what nobody else should know."""
+"""Matches the names of environment variables that hold secrets."""
 
 
 class WorkersFailed(RuntimeError):
-    """The grading processes could not be started. Nothing can be graded, so this reaches the user."""
+    """The grading processes could not be started. Nothing can be graded, so the error is passed on to the user."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class Worker:
     pid: int
     connection: socket.socket
     ending: socket.socket
-    """Where the fork server tells the exit code of this worker."""
+    """The socket on which the fork server sends the exit code of this worker."""
     assigned: deque[int] = field(default_factory=deque)
     """Items sent and not yet answered, in order; the first is the one being judged."""
     head_since: float = 0.0
@@ -49,19 +49,19 @@ class Worker:
     outgoing: bytearray = field(default_factory=bytearray)
     started: float = field(default_factory=time.monotonic)
     ready: bool = False
-    """The worker has said hello: its imports are done and its limits are set."""
+    """Whether the worker has reported that its imports are done and its limits are set."""
     leaving: bool = False
-    """The worker announced that it ends after its last answer."""
+    """Whether the worker has announced that it will end after its last reply."""
     overdue_since: float | None = None
-    """When the grader gave up on the item being judged and asked for the worker's end (monotonic seconds)."""
+    """When the grader gave up on the item being judged and asked for the worker to be killed (monotonic seconds)."""
 
     @property
     def overdue(self) -> bool:
         return self.overdue_since is not None
 
     def exit_code(self) -> int | None:
-        """How a worker that is gone ended, as `subprocess` counts: -11 is signal 11. None when the fork server does not
-        say: it may be gone too."""
+        """The exit code of a worker that has ended, by `subprocess`'s convention: -11 is signal 11. None if the fork
+        server does not report it: it may be gone too."""
         self.ending.settimeout(REAP_LIMIT_S)
         try:
             told = self.ending.recv(16)
@@ -75,7 +75,7 @@ class Worker:
 
 
 def in_words(exit_code: int | None) -> str:
-    """Example: `killed by signal 11 (SIGSEGV)`, `exit status 1`."""
+    """An exit code in words, such as `killed by signal 11 (SIGSEGV)` or `exit status 1`."""
     if exit_code is None:
         return "cause unknown"
     if exit_code >= 0:
@@ -91,7 +91,7 @@ class ForkServerProcess:
         self._control = ours
         self._buffer = bytearray()
         try:
-            self._process = subprocess.Popen(  # the command line is ours, nothing of it is user text
+            self._process = subprocess.Popen(  # no part of the command line comes from the user
                 [sys.executable, "-m", "rewards.workers.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -105,7 +105,7 @@ class ForkServerProcess:
         self._control.sendall(wire.encode(settings))
 
     def spawn(self) -> Worker:
-        """Fork one worker; waits for the fork server's imports the first time."""
+        """Fork one worker. The first call waits for the fork server's imports."""
         try:
             if not self._ready:
                 self._expect_ready()
@@ -122,7 +122,7 @@ class ForkServerProcess:
         return Worker(pid=pid, connection=connection, ending=ending)
 
     def kill(self, worker: Worker) -> None:
-        with contextlib.suppress(OSError):  # the fork server is gone, and its workers with it
+        with contextlib.suppress(OSError):  # the fork server is gone, and so are its workers
             self._control.sendall(wire.encode({"do": "kill", "pid": worker.pid}))
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class ForkServerProcess:
         self._ready = True
 
     def _receive_worker(self) -> tuple[int, list[socket.socket]]:
-        """The answer to `spawn`: a message with the pid, and two descriptors beside it."""
+        """The reply to `spawn`: the pid, from the message, and the two sockets sent with it."""
         descriptors: list[int] = []
         while True:
             message = wire.take(self._buffer)
@@ -153,7 +153,7 @@ class ForkServerProcess:
                 return int(message["pid"]), [socket.socket(fileno=descriptor) for descriptor in descriptors]
             chunk, received, _, _ = socket.recv_fds(self._control, 4096, 4)
             for descriptor in received:
-                os.set_inheritable(descriptor, False)  # Python sees to that for what it opens, not for what it is sent
+                os.set_inheritable(descriptor, False)  # Python does that only for descriptors that it opens
             descriptors += received
             if not chunk:
                 raise EOFError("it ended unexpectedly")
@@ -161,16 +161,17 @@ class ForkServerProcess:
 
 
 def environment(*, own_code: bool) -> dict[str, str]:
-    """The user's environment, with a path on which the child finds this package and the user's modules.
+    """The user's environment, with a PYTHONPATH on which the child finds this package and the user's modules.
 
-    Processes that only read what models wrote are told no secrets; a reward function of the user's may need them.
+    Secrets are removed from the environment of processes that only read what models wrote; a user's reward function may
+    need them.
     """
     package_parent = str(Path(__file__).resolve().parents[2])
     entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
     if own_code:
-        # Where a user's module is, however the program was started: a console script has no "" among its paths.
+        # A user's module is often in the working directory, which is not on the sys.path of a console script.
         entries.append(str(Path.cwd()))
     kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
-    # OpenBLAS starts a thread for each core when numpy is imported, and what forks should have none beside its own.
+    # OpenBLAS starts a thread per core when numpy is imported, and a process that forks should have only one thread.
     kept = {"OPENBLAS_NUM_THREADS": "1", **kept}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

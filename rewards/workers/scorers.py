@@ -1,4 +1,4 @@
-"""Generated tasks → their own scorers, made once in the fork server, so that every worker begins with them."""
+"""Generated tasks → their own scorers, created once in the fork server so that every worker starts with them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rewards.types import Verdict
 from rewards.workers import wire
 
 SCORERS: dict[str, Any] = {}
-"""The dataset of each task, by its key."""
-# What a model puts around words in a box; a scorer knows no LaTeX.
+"""Each task's dataset, by the task's key."""
+# LaTeX that models put around words in a box; the scorers do not know LaTeX.
 _TEXT = re.compile(r"\\(?:text|textbf|textit|texttt|mathrm|mbox)\s*\{(?P<words>[^{}]*)\}|\$(?P<formula>[^$]*)\$")
 
 
 def load(tasks: Sequence[wire.Message]) -> None:
-    """Raises `TaskError` for a task that cannot be had."""
+    """Create the tasks' datasets. Raises `TaskError` for a task that is not available."""
     for one in tasks:
         task = Task(name=one["name"], settings=one["settings"])
         SCORERS[task.key] = open_task(task, seed=0, size=1)
 
 
 def score(entry: wire.Message, answer: str | None) -> float:
-    """What the task's own scorer gives an answer to this entry.
+    """The score that the task's own scorer gives an answer to this entry.
 
-    Raises whatever the scorer raises, and `TypeError` for what is no number.
+    Raises whatever the scorer raises, and `TypeError` if the score is not a number.
     """
     task = Task(name=entry["task"], settings=entry["settings"])
     if task.key not in SCORERS:
@@ -40,7 +40,7 @@ def score(entry: wire.Message, answer: str | None) -> float:
 
 
 def judge_task(completion: str, entry: wire.Message, *, forms: tuple[str, ...], opened: str) -> tuple[Judgement, float]:
-    """The verdict on a whole completion and its score: correct is what the scorer gives 1, or more."""
+    """The judgement of a whole completion, and its score. An answer with a score of 1 or more is correct."""
     found = extract(opened + completion, forms)
     if isinstance(found, Refused):
         given = found.answer is not None and found.rule != "empty_box"
@@ -50,7 +50,7 @@ def judge_task(completion: str, entry: wire.Message, *, forms: tuple[str, ...], 
 
 
 def judge_own_answer(entry: wire.Message) -> tuple[Judgement, float]:
-    """Whether the entry's own answer is given 1 by its scorer."""
+    """The judgement of the entry's own answer, which its scorer should give 1, and the score."""
     return _judged(unpacked(entry["entry"])["answer"], entry)
 
 
@@ -61,7 +61,7 @@ def _judged(answer: str, entry: wire.Message) -> tuple[Judgement, float]:
 
 
 def plain_text(answer: str) -> str:
-    r"""An answer without what LaTeX needs around words: `\text{yes}` and `$yes$` are yes."""
+    r"""An answer without the LaTeX around its words: `\text{yes}` and `$yes$` become yes."""
     answer = answer.strip()
     while match := _TEXT.fullmatch(answer):
         answer = (match["words"] if match["words"] is not None else match["formula"]).strip()

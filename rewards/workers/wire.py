@@ -1,6 +1,6 @@
 """Messages between the grader and its processes: a length, then JSON in ASCII.
 
-ASCII, because a completion may hold lone surrogates, which UTF-8 refuses and `\\uXXXX` escapes carry.
+ASCII, because a completion may contain lone surrogates, which UTF-8 rejects and `\\uXXXX` escapes can carry.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def encode(message: Message) -> bytes:
 
 
 def take(buffer: bytearray) -> Message | None:
-    """Remove the first complete message from `buffer`, or return None when there is none yet."""
+    """Remove and return the first complete message in `buffer`, or return None if there is none yet."""
     if len(buffer) < HEADER.size:
         return None
     (length,) = HEADER.unpack_from(buffer)
@@ -37,7 +37,7 @@ def take(buffer: bytearray) -> Message | None:
 
 
 def receive(connection: socket.socket, buffer: bytearray) -> Message | None:
-    """Wait for one message; None when the other side has closed."""
+    """Wait for one message. None if the other side has closed the connection."""
     while True:
         message = take(buffer)
         if message is not None:

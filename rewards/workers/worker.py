@@ -1,7 +1,7 @@
-"""The grading worker: takes items from a socket one by one, answers each, within limits.
+"""The grading worker: takes items from a socket one by one and answers each, under limits.
 
-This is the one place of the package that catches everything: whatever a judgement raises becomes the
-verdict `error` with its text, so that it is counted and seen, and never reads as a wrong answer.
+This is the only place in the package that catches everything: whatever a judgement raises becomes the
+verdict `error` with its text, so that it is counted and visible, and never looks like a wrong answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
 OUT_OF_MEMORY = "out of memory"
 NO_MEMORY = re.compile("allocate memory|failed to map segment")
-"""How torch, the system and the loader of shared libraries say so, each with an error of its own."""
+"""How torch, the system and the dynamic linker report it, each with its own type of error."""
 NO_WRITING = "a reward function can write no byte, to temporary files and semaphores neither: "
 MAX_DETAIL_CHARS = 2_000
 TRACEBACK_FRAMES = 3
@@ -38,10 +38,10 @@ _scorers_failure = ""
 
 
 def preload(settings: wire.Message) -> None:
-    """Import the mathematics, and of generated tasks the scorers. Called in the fork server, so that every worker
-    begins with them."""
+    """Import math-verify and the scorers of generated tasks. Called in the fork server, so that every worker starts
+    with them."""
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off; ours are on
-    gc.disable()  # nearly all that is made here stays
+    gc.disable()  # nearly every object created here stays alive
     import rewards.judge
 
     rewards.judge.warm_up()
@@ -54,7 +54,7 @@ def preload(settings: wire.Message) -> None:
 
 def _load_scorers(tasks: list[wire.Message]) -> None:
     global _scorers_failure
-    from rewards.workers import scorers  # a library that is loaded where a task is asked for
+    from rewards.workers import scorers  # its library is loaded only if a task is used
 
     try:
         scorers.load(tasks)
@@ -70,7 +70,7 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(RECURSION_LIMIT)
     own_code = settings["function"] is not None
-    judge = _Judge(settings)  # no completion has been seen: the user's own code and its libraries load unconfined
+    judge = _Judge(settings)  # before any completion arrives: user code and its libraries load unconfined
     limits.confine(memory_mib=settings["memory_mib"], own_code=own_code)
     connection.sendall(wire.encode({"hello": True}))
     buffer = bytearray()
@@ -81,7 +81,7 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
         limits.stop_timer()
         served += 1
         reply["id"] = request["id"]
-        # Memory that was once short stays fragmented: answer, then make way for a fresh process.
+        # Memory stays fragmented after it has run short: answer, then let a new process take over.
         leaving = reply["detail"].startswith(OUT_OF_MEMORY) or served >= RECYCLE_AFTER_ITEMS
         reply["leaving"] = leaving
         connection.sendall(wire.encode(reply))
@@ -90,7 +90,7 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
 
 
 class _Judge:
-    """Judges a request, and runs the user's function on it when there is one."""
+    """Judges a request, and runs the user's function on it if there is one."""
 
     def __init__(self, settings: wire.Message) -> None:
         from rewards.judge import Judgement, judge_completion, judge_reference
@@ -112,12 +112,12 @@ class _Judge:
     def __call__(self, request: wire.Message) -> wire.Message:
         said: wire.Message = {}
         try:
-            was_short = limits.has_run_short()  # as code of the user's may have, and lived with it
+            was_short = limits.has_run_short()  # user code may have run short earlier and survived
             if failure := self._why_not(request):
                 return _error(failure)
             try:
                 judgement = self._judged(request, said)
-            except RecursionError:  # of the text; one of the user's function is an error as any other
+            except RecursionError:  # from the text; in the user's function it is an error like any other
                 judgement = self._too_deep
             if limits.has_run_short() and not was_short:
                 raise MemoryError
@@ -135,7 +135,7 @@ class _Judge:
         }
 
     def _limit_behind(self, error: BaseException) -> str:
-        """Which of our limits the user's code ran into, where an error does not name it."""
+        """Which of our limits the user's code ran into, for errors that do not say so."""
         if NO_MEMORY.search(str(error)):
             return f"{self._out_of_memory}: "
         return NO_WRITING if isinstance(error, OSError) and error.errno == errno.EFBIG else ""
@@ -146,7 +146,7 @@ class _Judge:
         return "" if request.get("as_answer") else self._failure
 
     def _judged(self, request: wire.Message, said: wire.Message) -> Judgement:
-        """The judgement of the task's own scorer, whose score is `said` too, or that of mathematics."""
+        """The judgement by the task's own scorer, which adds its score to `said`, or by our mathematical rules."""
         if entry := request.get("entry"):
             from rewards.workers.scorers import judge_own_answer, judge_task
 
@@ -164,7 +164,8 @@ class _Judge:
         )
 
     def _as_seen(self, request: wire.Message) -> wire.Message:
-        """TRL's functions know only the completion: they get it with the mark of the thought that the prompt opened."""
+        """The request for a user's function. TRL's functions see only the completion, so they get it preceded by the
+        opening mark of a thought that the prompt began."""
         if not self._of_trl:
             return request
         return {**request, "completion": request.get("opened", "") + request["completion"]}
@@ -175,8 +176,8 @@ def _error(detail: str) -> dict[str, Any]:
 
 
 def _text(error: BaseException) -> str:
-    """The error after the lines of its traceback that matter, as Python writes them: where the user's code was, and
-    where it ended; of those only what is not our code and not the import machinery."""
+    """The error and the relevant part of its traceback, in Python's format: the first frame and the last ones, ignoring
+    frames of our own code and of the import machinery."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
