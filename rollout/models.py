@@ -45,9 +45,14 @@ PLACES, PLACE_BYTES = 64, 1 << 12
 def weights_in(directory: Path) -> str | None:
     """A digest of samples taken all over the weights in a model's directory. It detects that a path now holds another
     model: a run's `adapters/latest` moves on, and trainers overwrite their output. None without weights, as for a hub
-    id."""
+    id.
+
+    It covers only files that are loaded: a copy in Mistral's own format beside them may be removed to save space.
+    """
     digest = hashlib.sha256()
-    files = sorted(directory.glob("*.safetensors"))
+    index = directory / INDICES[0]
+    loaded = _named_in(index, "weights") if index.is_file() else {SINGLE}
+    files = sorted(path for path in directory.glob("*.safetensors") if path.name in loaded)
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console, say_loading, stoppable
+from evals.command import exit_with_error, new_console, say_loading, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
@@ -85,6 +85,7 @@ def main(
             raise ValueError(f"--base is {base}, and has no effect: an adapter is an update by itself")
         with stoppable():
             say_loading("torch")
+            settle_torch()
             show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)

@@ -61,8 +61,8 @@ def main(
 def check_place(output: Path) -> None:
     """Raises `FileExistsError` if something is there already, `ValueError` if the place is not writable."""
     check_free(output)
-    refuse_inside(output, "--output", but=MERGED)
     check_writable(output.parent, "--output")
+    refuse_inside(output, "--output", but=MERGED)
 
 
 def check_free(output: Path) -> None:

@@ -46,9 +46,10 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
     another process is writing it.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"--output: {folder} is not a directory: give another")
-    refuse_inside(folder, "--output")
+        kind = "a link, which is not followed" if folder.is_symlink() else "not a directory"
+        raise FileExistsError(f"--output: {folder} is {kind}: give another")
     check_writable(folder.parent, "--output")
+    refuse_inside(folder, "--output")
     with alone_at(folder):
         _make(release, folder, say)
     return files_of(folder)

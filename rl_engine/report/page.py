@@ -56,9 +56,12 @@ def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = 
     output.parent.mkdir(parents=True, exist_ok=True)
     # A run and a `--watch` process may write the same page at the same time.
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    with naming(output):
-        scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
-        return scratch.replace(output)
+    try:
+        with naming(output):
+            scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
+            return scratch.replace(output)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def is_report(path: Path) -> bool:

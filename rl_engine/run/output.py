@@ -77,8 +77,8 @@ def sole_writer(
     """Create the directory if needed, and keep other processes from training in it for the duration of the block.
 
     With `overwrite` an earlier run in it is moved aside and yielded; otherwise yields None. The earlier run is given up
-    when the new run says so, after its first step, and restored if the block ends before that. Only files that our runs
-    write are ever touched. The lock is released however the process ends.
+    when the new run says so, after its first step, and restored if the block ends before that; see `_is_kept`. Only
+    files that our runs write are ever touched. The lock is released however the process ends.
     Raises `ConfigError` if another process is training there or the contents are not recognized as ours, and `OSError`
     if the directory is not writable.
     """
@@ -95,7 +95,7 @@ def sole_writer(
             if overwrite and _written(run):
                 refuse_unmarked(run)
                 refuse_mount(run)
-                with _set_aside(run, _described(run, config), keep=keep, say=say) as earlier:
+                with _set_aside(run, _described(run, config), keep=_is_kept(run, keep), say=say) as earlier:
                     yield earlier
             else:
                 yield None
@@ -147,6 +147,16 @@ def _described(run: Path, config: Config | SftConfig) -> str:
         told.append("…")
     settings = f"other settings: {'; '.join(told)}" if told else "the same settings"
     return f"the earlier run ({steps} steps, {settings})"
+
+
+def _is_kept(run: Path, asked: bool) -> bool:
+    """Whether a replaced run is kept even after the first step of the new one. Not only when asked: `config.yaml` may
+    name another directory because the user has edited it, expecting the new run there and the old one to stay."""
+    try:
+        stated = value_at(read_run_config(run / CONFIG), "output_dir")
+    except (ConfigError, OSError):
+        return asked
+    return asked or (stated is not None and Path(str(stated)).resolve() != run.resolve())
 
 
 def _written(directory: Path, names: Sequence[str] = WRITTEN) -> list[Path]:
@@ -219,7 +229,8 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
     if beginning.overwrite:
         refuse_unmarked(run)
         refuse_mount(run)
-        then = "kept there" if beginning.keep_old else "removed after the first step of this one"
+        kept = _is_kept(run, beginning.keep_old)
+        then = "kept there" if kept else "removed after the first step of this one"
         return [f"--overwrite would move {_described(run, config)} to {place_aside(run)}, {then}"]
     return [f"{run} holds a run already: to train there, --resume continues it and --overwrite replaces it"]
 

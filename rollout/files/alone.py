@@ -18,8 +18,10 @@ class OccupiedError(ValueError):
 def alone_at(output: Path) -> Iterator[None]:
     """Hold the lock on an output for the duration of the block. It is released however the process ends.
 
-    Raises `OccupiedError`.
+    Raises `OccupiedError`, and `ValueError` for `.`, `..` or `/`, beside which nothing can be made.
     """
+    if output.name in ("", ".."):
+        raise ValueError(f"--output: {str(output)!r} has no name to be made by: give a new directory")
     lock = output.with_name(f".{output.name}.lock")
     file = hold(lock, output)
     try:

@@ -134,9 +134,14 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     (folder / "run/evals/old.json").write_text("{}")
     release(run, folder)
     assert not (folder / "run/evals/old.json").exists()
-    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is not a directory")):
+    (tmp_path / "link").symlink_to(folder)
+    for place, said in (
+        (run / "adapters/mine", "adapters, which the run in"),
+        (run / "config.yaml", "is not a directory"),
+        (tmp_path / "link", "is a link"),
+    ):
         with pytest.raises((ValueError, FileExistsError), match=f"^--output: .*{said}"):
-            release(run, run / place)
+            release(run, place)
     with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
         release(run, folder)
 

@@ -204,6 +204,9 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     assert "2 runs compared" in page
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/(2000/svg|1998/Math/MathML)", "", page)
     assert write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "again.html").read_text() == page
+    with pytest.raises(IsADirectoryError):
+        write_report([tmp_path / "one"], tmp_path / "two")
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_plots_draw_per_cent_interval_and_overlay(tmp_path: Path) -> None:

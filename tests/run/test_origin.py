@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     base, run, reward = tmp_path / "base", tmp_path / "run", tmp_path / "my_reward.py"
     shutil.copytree(EMBEDDED_DIR, base)
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"norm": "model-00001-of-00001.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (base / "consolidated.safetensors").write_text("the same in Mistral's own format")
     reward.write_text("def score(completion): return 1.0\n")
     given = [f"output_dir={run}", f"model.name={base}", "rewards.function=my_reward:score", "log.tensorboard=false"]
     config = load_config("quickstart.yaml", given)
@@ -52,12 +57,14 @@ def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     records.open(-1)
     (run / "checkpoints" / "step000001").mkdir(parents=True)
     assert check_output(config, resume=True) == []
+    (base / "consolidated.safetensors").unlink()
+    assert check_output(config, resume=True) == []
     reward.write_text("def score(completion): return 2.0\n")
     (told,) = check_output(config, resume=True)
     assert told.startswith(f"warning: rewards.function: {reward} has changed since the run last trained: ")
     records.open(1)
     assert check_output(config, resume=True) == []
-    weights = base / "model.safetensors"
+    weights = base / "model-00001-of-00001.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     with pytest.raises(ConfigError, match=r"^model.name \(.*base\): its weights have changed since the run in .*run "):
         check_output(config, resume=True)

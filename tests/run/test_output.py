@@ -186,10 +186,17 @@ def test_an_overwritten_run_goes_with_the_first_step(tmp_path: Path) -> None:
     assert "seed: 1" in (run / "config.yaml").read_text()
 
 
-def test_an_overwritten_run_can_be_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_overwritten_run_can_be_kept(asked: bool, tmp_path: Path) -> None:
+    """So it is where somebody has written another directory into its configuration, and meant the new run."""
     run, told = tmp_path / "run", list[str]()
     before = made_run(run)
-    with sole_writer(config_in(run), overwrite=True, keep=True, say=told.append) as earlier:
+    if not asked:
+        (run / "config.yaml").write_text(config_in(tmp_path / "other").to_yaml())
+        before = contents(run)
+    config = load_config(str(run / "config.yaml"), ["log.tensorboard=false"])
+    assert "run.old-1, kept there" in dry_output(config, Beginning(overwrite=True, keep_old=asked))[0]
+    with sole_writer(config, overwrite=True, keep=asked, say=told.append) as earlier:
         steps_in(run, earlier, 2)
     kept = contents(tmp_path / "run.old-1")
     assert kept == {name: text for name, text in before.items() if not name.startswith(("src", "thesis"))}
