@@ -65,6 +65,8 @@ class Extracted:
     """What the completion says after the answer."""
     closing: str = ""
     """A value that stands alone at the end of what was said after the thought that holds the box."""
+    alternative: str = ""
+    """What is offered beside the answer, which it has to agree with: `\\boxed{\\frac12} or 0.5`."""
     several: bool = False
     """The answer was put together from several boxes side by side."""
 
@@ -133,8 +135,9 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
             return Refused(rule, last.content, _rivals(boxes.complete) if rule == "several_boxes" else ())
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
-        return Extracted(content, tail)
-    return Extracted(", ".join(_labelled(text, group, [box.content for box in group])), tail, several=True)
+        return Extracted(content, tail, alternative=surroundings.same_again(text, last.end))
+    answer = ", ".join(_labelled(text, group, [box.content for box in group]))
+    return Extracted(answer, tail, alternative=surroundings.same_again(text, last.end), several=True)
 
 
 def _unwrapped(content: str) -> str | None:
