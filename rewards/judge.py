@@ -81,6 +81,8 @@ def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...],
             return Judgement(Verdict.CORRECT, found.answer, "same_in_every_box")
         return Judgement(Verdict.INCORRECT, found.answer, found.rule)
     verdict, rule = same_answer(found.answer, reference, several=found.several)
+    if found.alternative and same_answer(found.alternative, reference)[0] is not Verdict.CORRECT:
+        return Judgement(Verdict.INCORRECT, found.answer, "alternatives")
     if verdict is Verdict.CORRECT and _belied(found, reference):
         return Judgement(Verdict.INCORRECT, found.answer, "contradicted_later")
     return Judgement(verdict, found.answer, rule)

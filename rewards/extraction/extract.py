@@ -64,6 +64,8 @@ class Extracted:
     """The text after the answer."""
     closing: str = ""
     """A value that stands alone on the last line, if the box is in the thought before it."""
+    alternative: str = ""
+    """A second value offered after the answer, which has to agree with it: `\\boxed{\\frac12} or 0.5`."""
     several: bool = False
     """Whether the answer was assembled from several boxes side by side."""
 
@@ -133,8 +135,9 @@ def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
             return Refused(rule, last.content, _rivals(boxes.complete) if rule == "several_boxes" else ())
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
-        return Extracted(content, tail)
-    return Extracted(", ".join(_labelled(text, group, [box.content for box in group])), tail, several=True)
+        return Extracted(content, tail, alternative=surroundings.same_again(text, last.end))
+    answer = ", ".join(_labelled(text, group, [box.content for box in group]))
+    return Extracted(answer, tail, alternative=surroundings.same_again(text, last.end), several=True)
 
 
 def _unwrapped(content: str) -> str | None:

@@ -37,6 +37,10 @@ _ALTERNATIVE_AFTER = re.compile(
     r"|alternatively\b|(?:maybe|perhaps|possibly)\b)",
     re.IGNORECASE,
 )
+_ALTERNATIVE_VALUE = re.compile(
+    r"[\s}]*(?:\$([^$\n]{1,80})\$|\\\(([^\n]{1,80}?)\\\)|([^\s$]{1,80}?))[)\].!?$}*]*[ \t]*(?:\n|\Z)"
+)
+"""All that a line says after "or"."""
 _RETRACTED = re.compile(
     r"\b(?:that|this|the above|it|my answer|which|the (?:above |previous |boxed )?(?:answer|value|result))"
     r"(?:\s+(?:is|was|seems|must be|'s)|'s)\s+(?:clearly\s+|actually\s+|definitely\s+)?"
@@ -142,7 +146,15 @@ def is_alternative(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - REACH) : start]
     if "or" in before[-20:].lower() and _ALTERNATIVE_BEFORE.search(before):
         return True
-    return _ALTERNATIVE_AFTER.match(text[end : end + REACH]) is not None
+    return _ALTERNATIVE_AFTER.match(text[end : end + REACH]) is not None and not same_again(text, end)
+
+
+def same_again(text: str, end: int) -> str:
+    r"""0.5 of `\boxed{\frac12} or 0.5`, where the line ends with it: perhaps the answer in another spelling."""
+    following = text[end : end + REACH]
+    offered = _ALTERNATIVE_AFTER.match(following)
+    value = _ALTERNATIVE_VALUE.match(following, offered.end()) if offered else None
+    return next(filter(None, value.groups()), "") if value else ""
 
 
 def is_retracted(tail: str) -> bool:

@@ -67,7 +67,7 @@ def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, an
         (r"$\text{It is not }\boxed{72}$", "negated"),
         (r"either 71 or \boxed{72}", "alternatives"),
         (r"$71 \text{ or } \boxed{72}$", "alternatives"),
-        (r"$\boxed{72}\text{ or } 71$", "alternatives"),
+        (r"$\boxed{72}\text{ or } 71$ or 70", "alternatives"),
         (r"\boxed{72}. Hmm, I made a mistake.", "retracted"),
         (r"\boxed{72} so \boxed{8", "unfinished_box_follows"),
         ("\\boxed{72}\nUser: and now?", "another_turn_follows"),
