@@ -21,6 +21,12 @@ ROLE_NAMES = frozenset({"role", "from"})
 # `["72"]` or `['72']`, without another quotation mark of its kind inside.
 LONE_ITEM = re.compile(r"""\[\s*(["'])((?:\\.|(?!\1)[^\\])*)\1\s*\]""", re.DOTALL)
 ESCAPED = re.compile(r"""\\(?:([\\"'])|u([0-9a-fA-F]{4}))""")
+EATEN = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# White space is one only before the rest of a command that is no word.
+EATEN_ESCAPE = re.compile(
+    r"[\a\b\v\f](?=[a-z])|\t(?=(?:imes|ext|extbf|extrm|heta|frac|binom|riangle|ilde|au)(?![a-z]))"
+    r"|\r(?=(?:ight|ho|angle|floor|ceil|vert)(?![a-z]))|\n(?=(?:eq|otin|abla)(?![a-z]))"
+)
 # A mapping or a list of mappings that was written as text, and two of NumPy's items, which no comma parts.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
 BETWEEN_ITEMS = re.compile(r"\}\s*\n\s*\{")
@@ -166,8 +172,14 @@ def answer_in(value: Any, column: str) -> str:
         raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
-    text = _lone_item(plain(value))
+    # White space at the beginning may be what is left of \frac, \text or \theta.
+    text = _lone_item(plain(unescaped(value) if isinstance(value, str) else value))
     return "" if text.lower() in NO_ANSWERS else text
+
+
+def unescaped(text: str) -> str:
+    r"""LaTeX of which a string escape has eaten backslashes, as "\f" of \frac in JSON, with them again."""
+    return text if text.isprintable() else EATEN_ESCAPE.sub(lambda match: "\\" + EATEN[match.group()], text)
 
 
 def _lone_item(text: str) -> str:
