@@ -21,6 +21,12 @@ ROLE_NAMES = frozenset({"role", "from"})
 # `["72"]` or `['72']`, without another unescaped quotation mark of the same kind inside.
 LONE_ITEM = re.compile(r"""\[\s*(["'])((?:\\.|(?!\1)[^\\])*)\1\s*\]""", re.DOTALL)
 ESCAPED = re.compile(r"""\\(?:([\\"'])|u([0-9a-fA-F]{4}))""")
+EATEN = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# Whitespace counts as an eaten escape only before the rest of a command that is not itself a word.
+EATEN_ESCAPE = re.compile(
+    r"[\a\b\v\f](?=[a-z])|\t(?=(?:imes|ext|extbf|extrm|heta|frac|binom|riangle|ilde|au)(?![a-z]))"
+    r"|\r(?=(?:ight|ho|angle|floor|ceil|vert)(?![a-z]))|\n(?=(?:eq|otin|abla)(?![a-z]))"
+)
 # The beginning of a mapping, or list of mappings, written as text; and the gap between two items of a NumPy array,
 # which has no comma.
 WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
@@ -169,8 +175,14 @@ def answer_in(value: Any, column: str) -> str:
         raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
-    text = _lone_item(plain(value))
+    # White space at the beginning may be what is left of \frac, \text or \theta.
+    text = _lone_item(plain(unescaped(value) if isinstance(value, str) else value))
     return "" if text.lower() in NO_ANSWERS else text
+
+
+def unescaped(text: str) -> str:
+    r"""Restore backslashes of LaTeX that a string escape has eaten, such as the "\f" of an unescaped \frac in JSON."""
+    return text if text.isprintable() else EATEN_ESCAPE.sub(lambda match: "\\" + EATEN[match.group()], text)
 
 
 def _lone_item(text: str) -> str:

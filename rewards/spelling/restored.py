@@ -10,15 +10,11 @@ import html
 import re
 from html.entities import html5
 
+from datafiles.cells import unescaped
+
 MAX_ROUNDS = 3
 """How many layers of escaping are undone at most."""
 
-_EATEN = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-# Whitespace counts as an eaten escape only before the rest of a command that is not itself a word.
-_EATEN_ESCAPE = re.compile(
-    r"[\a\b\v\f](?=[a-z])|\t(?=(?:imes|ext|extbf|extrm|heta|frac|binom|riangle|ilde|au)(?![a-z]))"
-    r"|\r(?=(?:ight|ho|angle|floor|ceil|vert)(?![a-z]))|\n(?=(?:eq|otin|abla)(?![a-z]))"
-)
 _COMMAND = (
     r"(?:[dtc]?frac|sqrt|left|right|begin|end|text(?:bf|rm|it)?|math(?:rm|bf|bb|cal|it)|operatorname|mbox|boxed"
     r"|pi|times|cdot|div|pm|mp|infty|leq?|geq?|neq?|lt|gt|in|cup|cap|setminus|emptyset|varnothing|mid|quad|qquad"
@@ -34,8 +30,7 @@ _RAISED = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
 
 def restored(text: str) -> str:
     """Undo the damage to a text."""
-    if not text.isprintable():
-        text = _EATEN_ESCAPE.sub(lambda match: "\\" + _EATEN[match.group()], text)
+    text = unescaped(text)
     for _ in range(MAX_ROUNDS):
         if not _DOUBLED.search(text) or any(len(run) % 2 for run in _BACKSLASHES.findall(text)):
             break

@@ -101,6 +101,14 @@ def test_what_is_asked_may_be_json_itself(text: str, tmp_path: Path) -> None:
     assert (problem.text, problem.answer) == (text, text)
 
 
+def test_an_answer_begins_with_its_command(tmp_path: Path) -> None:
+    r"""JSON reads the escapes of an unescaped \frac and \text as white space, which else is left out at both ends."""
+    answers = (r"\frac{1}{2}", r"\text{(A)}", r"\theta", r"\right", r"\n5\t")
+    rows = [f'{{"problem": "{n}?", "answer": "{answer}"}}\n' for n, answer in enumerate(answers)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    assert [one.answer for one in load(tmp_path / "rows.jsonl").problems] == [*answers[:-1], "5"]
+
+
 def test_a_word_for_no_answer_is_none(tmp_path: Path) -> None:
     """NuminaMath-1.5 has such words for a fifth of its problems: a box with `proof` in it is no solution."""
     rows = [{"problem": f"{n}?", "answer": answer} for n, answer in enumerate(("proof", "notfound", "Proof", "none"))]
