@@ -40,6 +40,7 @@ OTHER_NAMES = {
 CHOICES = ("choices", "options")
 """What columns of choices are called, of which the answer names one."""
 LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def problem_rows(
 
 
 def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str:
-    """The column of the choices that nobody is shown, though the answer is the letter or the number of one."""
+    """The column of choices that the prompt does not show, though the answer is the letter or the number of one."""
     name = next((name for name in CHOICES if name in row and name not in columns.named), "")
     held = held_in(row.get(name))
     if isinstance(held, Mapping):
@@ -123,7 +124,8 @@ def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str
         return ""
     texts = [plain(choice) for choice in held]
     names_one = LETTER.fullmatch(answer) or (answer.isdecimal() and int(answer) < len(texts))
-    return name if names_one and answer not in texts and not any(text in asked for text in texts if text) else ""
+    is_value = any(answer in WORD.findall(text) for text in texts)  # 3 of a choice $3$
+    return name if names_one and not is_value and not any(text in asked for text in texts if text) else ""
 
 
 def _others(row: Row, columns: Columns) -> dict[str, Any]:

@@ -66,10 +66,9 @@ def rollout_files(run: Path) -> dict[int, Path]:
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The completions in a step's file. Raises a one-line `ValueError` if it is damaged or still being written; it is
     complete once the step's line is in metrics.jsonl."""
-    rows = [*json_lines(path)]
-    if not rows:
+    if path.stat().st_size == 0:  # gzip reads it as no lines
         raise ValueError(f"{path} cannot be read (it is empty)")
-    return rows
+    return [*json_lines(path)]
 
 
 @dataclass

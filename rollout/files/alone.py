@@ -21,7 +21,7 @@ def alone_at(output: Path) -> Iterator[None]:
     Raises `OccupiedError`, and `ValueError` for `.`, `..` or `/`, beside which nothing can be made.
     """
     if output.name in ("", ".."):
-        raise ValueError(f"--output: {str(output)!r} has no name to be made by: give a new directory")
+        raise ValueError(f"--output: {str(output)!r} is an existing place, not a new one: name a new directory")
     lock = output.with_name(f".{output.name}.lock")
     file = hold(lock, output)
     try:

@@ -137,7 +137,8 @@ def test_what_deepspeed_s_launcher_adds_is_no_option(module: str, monkeypatch: p
     """`deepspeed --module` puts the option before the user's own arguments; the command reads the environment variable
     instead."""
     arguments = ("--local_rank=0", "--config", "gone.yaml")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)  # left by a test that joined a process group
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # left by a test that has joined a process group
+        monkeypatch.delenv(name, raising=False)
     assert "gone.yaml" in line_of(module, *arguments, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     assert line_of(module, *arguments).startswith("error: there is no option --local_rank")
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
 def test_the_current_directory_is_no_output(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = merge(run.absolute(), Path())
-    assert result.stderr == "error: --output: '.' has no name to be made by: give a new directory\n"
+    assert result.stderr == "error: --output: '.' is an existing place, not a new one: name a new directory\n"
 
 
 def test_a_base_that_is_another_model_by_now_is_told_in_a_line(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_private_means_private(hub: Hub, push: Push) -> None:
         (["--repo", "sums"], "write USER/NAME"),
         (["--repo", "ada/su ms"], "ada/su ms"),
         (["--base-model", "not a model"], "not a model"),
-        (["--output", "."], "is not a release"),
+        (["--output", "."], "not a new one"),
         (["--merged-dtype", "float32"], "without --merged"),
     ],
 )
