@@ -57,7 +57,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", none_here)
-    told = rf"^output_dir: {tmp_path}/\S+/.lock cannot be locked \(Function not implemented\): .* on a file system with"
+    told = rf"^output_dir: {tmp_path}/\S+/.lock cannot be locked \(Function not implemented\), .* on a file system with"
     for place in (sole_writer(config_in(tmp_path / "run"), overwrite=False), sole_user(tmp_path / "sweep")):
         with pytest.raises(ConfigError, match=told), place:
             raise AssertionError("it went on")
