@@ -45,7 +45,7 @@ types: .venv/tools
 # One thread per worker: on two cores that is twice as fast as two threads. Four workers, because they often wait for
 # processes that they started; one worker on a card, where the engines of several would not fit.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),4,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep resumes where it stopped.
 CLAIMS := batch_rank starts batch second_task second_task_rl rates layers numbers capacity layers_sft
