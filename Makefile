@@ -42,7 +42,7 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
-# One thread per worker: on two cores that is twice as fast as two threads. Four workers, because they often wait for
+# One thread per worker: on two cores that is twice as fast as two threads. Three workers, because they often wait for
 # processes that they started; one worker on a card, where the engines of several would not fit.
 unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
