@@ -151,7 +151,7 @@ def test_room_for_longer_texts_than_short_factors_are_for() -> None:
     phi = AutoConfig.for_model("phi3", **small, rope_parameters=rope)
     check_positions(phi, "M", 4096)
     with pytest.raises(
-        ValueError, match=r"^prompt .* 4,097 tokens, and M turns positions .* beyond 4,096 \(longrope\)"
+        ValueError, match=r"^prompt .* 4,097 tokens, and M uses other RoPE factors beyond 4,096 \(longrope\)"
     ):
         check_positions(phi, "M", 4097)
     check_positions(AutoConfig.for_model("llama"), "M", 10**6)

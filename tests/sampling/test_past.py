@@ -189,7 +189,7 @@ def test_each_token_is_compared_with_its_own_version(
             )
             for g in groups[1:]
         ]
-        with pytest.raises(SamplerGapError, match=r"completions of policy-v00000[01], against"):
+        with pytest.raises(SamplerGapError, match=r"disagrees with policy-v00000[01], the version"):
             gap_of_versions(past, moved, ref(2), LIMITS)
 
 

@@ -172,7 +172,7 @@ def test_updates_without_a_number_are_skipped_and_stop_the_run(
     with pytest.raises(typer.Exit) as stopped:
         run_sft(config)
     assert stopped.value.exit_code == 1
-    assert "gradient of 3 updates in a row" in capsys.readouterr().err
+    assert "infinite or NaN in 3 updates in a row" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "run") if "updates/skipped" in line]
     assert [line["updates/skipped"] for line in lines] == [0, 1, 0, 1, 1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
