@@ -361,7 +361,7 @@ class RayPool:
         in_a_row = self._incidents.in_a_row
         if not self._workers and (not self._begun or len(in_a_row) > self.settings.max_restarts):
             raise PoolError(
-                f"no sampling worker is left, and nothing was sampled in the last {len(in_a_row)} incident(s); the first: "
+                f"no sampling worker is left, and nothing was sampled through {len(in_a_row)} incident(s); the first: "
                 f"{in_a_row[0]}"
             )
 
