@@ -121,7 +121,7 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
     """A model on the CPU, in `dtype` or else `model.dtype`, with dropout and other noise switched off."""
     model_config = without_noise(load_model_config(model))
-    if model_config.model_type in WIDER_WINDOWS:
+    if model_config.model_type in WIDER_WINDOWS and model_config.sliding_window:
         model_config.sliding_window += 1
     attention = computable(attention, model_config)
     try:

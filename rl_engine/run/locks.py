@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from rl_engine.config.file import ConfigError
+from rollout.files import alone
 
 LOCK = ".lock"
 MOUNTS = Path("/proc/self/mountinfo")
@@ -36,15 +37,12 @@ def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
     """Take the lock if nobody else holds it. Raises `ConfigError` on file systems without locks (Lustre without
     `flock`)."""
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return alone.takes_lock(file, how)
     except OSError as error:
         raise ConfigError(
             f"output_dir: {file.name} cannot be locked ({error.strerror}), so two processes could write there at once: "
             "give an output_dir on a file system with locks"
         ) from error
-    return True
 
 
 def locks_on_one_machine(directory: Path) -> str:

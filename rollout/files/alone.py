@@ -35,7 +35,11 @@ def hold(lock: Path, output: Path) -> IO[str]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("a", encoding="utf-8")
-        if not _takes_lock(file):
+        try:
+            taken = takes_lock(file)
+        except OSError:
+            taken = True  # a file system without locks keeps nobody from writing
+        if not taken:
             file.close()
             raise OccupiedError(
                 f"--output: another process is at work on {output} ({lock}): wait for it, or give another --output"
@@ -50,14 +54,12 @@ def release(lock: Path, file: IO[str]) -> None:
     file.close()
 
 
-def _takes_lock(file: IO[str]) -> bool:
-    """Try to take the lock. Also true on a file system without locks."""
+def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock if nobody else holds it. Raises `OSError` on a file system without locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        pass
     return True
 
 

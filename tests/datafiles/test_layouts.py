@@ -150,6 +150,7 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
         ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # plain text, which may be anything
         ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
         ({"choices": ["1", "2"], "answer": 1}, True),
+        ({"options": ["$3$", "$1$", "$4$"], "answer": "1"}, True),
         ({"choices": [], "answer": "B"}, True),
         ({"choices": ["Rome", "Oslo"], "answer": "B", "problem": "Which? A. Rome B. Oslo"}, True),
         ({"answer": "B"}, True),
