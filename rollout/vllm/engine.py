@@ -37,10 +37,11 @@ from rollout.servable import why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 from rollout.vllm.arguments import engine_arguments, lora_arithmetic
 from rollout.vllm.decoder import Decoder
-from rollout.vllm.own_classes import leave_transformers_alone
+from rollout.vllm.own_classes import leave_transformers_alone, pass_over_other_libraries
 from rollout.vllm.ranks import leave_ranks_out
 
 leave_transformers_alone()
+pass_over_other_libraries()
 leave_ranks_out()
 
 # How vLLM and torch report that a card or the machine is out of memory.

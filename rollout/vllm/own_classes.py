@@ -8,14 +8,29 @@ process uses the class too. Here only vLLM's instances get the decorated methods
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.compilation import decorators
 from vllm.config import get_current_vllm_config_or_none
+from vllm.triton_utils import dispatcher
 
 MARK = "do_not_compile"
 """Attribute that the decorated `__init__` sets on an instance."""
+
+
+def pass_over_other_libraries() -> None:
+    """Let vLLM's search for kernels pass over objects that answer to any name, `__dict__` included.
+
+    On a CPU an engine that starts looks through the objects of all loaded modules. llvmlite, which Numba loads, has
+    such an object, and no engine started after it.
+    """
+    vars(dispatcher)["vars"] = _attributes
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    found = vars(value)
+    return found if isinstance(found, Mapping) else {}
 
 
 def decorate_for_vllm_alone(decorate: Callable[..., type]) -> Callable[..., type]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import AutoModel
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.triton_utils import dispatcher
 
 import rollout.vllm.engine  # noqa: F401  takes hold of the decorator
 from tests.helpers.families import tiny_config
@@ -32,3 +34,9 @@ def test_a_decorated_class_is_plain_for_everyone_but_vllm() -> None:
     # Decorated again, as by the next engine.
     assert support_torch_compile(dynamic_arg_dims={"input_ids": 1})(cls) is cls
     assert torch.equal(before(input_ids=ids).last_hidden_state, expected)
+
+
+def test_an_engine_starts_after_numba() -> None:
+    """An object of llvmlite answers to any name, and vLLM asks every object of every module for its attributes."""
+    pytest.importorskip("llvmlite.binding.ffi")
+    dispatcher._rebind_kernels([])
