@@ -138,8 +138,8 @@ def _kind_of_text(path: Path, head: bytes) -> Kind:
 def _split_said(name: str) -> str:
     """The split that a file's name states, or "". A name with two splits, for a file that holds both, states none."""
     words = NAMED_EVAL.sub("", CAPITAL.sub("-", name).lower())
-    said = {found[found.lastindex or 0] for found in SPLIT_IN_NAME.finditer(words)}
-    return said.pop() if len(said) == 1 else ""
+    matches = {found[found.lastindex or 0] for found in SPLIT_IN_NAME.finditer(words)}
+    return matches.pop() if len(matches) == 1 else ""
 
 
 def split_in(value: object) -> str:
@@ -162,7 +162,7 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
 
 def missing_shards(files: Sequence[Path]) -> list[str]:
     """The names of shards that are missing, going by the numbers in names such as `train-00000-of-00002.parquet`."""
-    found = [said.groups() for file in files if (said := SHARD_OF.fullmatch(file.name))]
+    found = [match.groups() for file in files if (match := SHARD_OF.fullmatch(file.name))]
     sets = {(begin, of, count, end) for begin, _, of, count, end in found}
     there = {file.name for file in files}
     names = []

@@ -167,8 +167,8 @@ def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_an
     if option is not None:
         ways = [option.format(role=role, name=name) for role, name in guesses.items()]
         way = f"say which it is with {' '.join(ways)}"
-    told, way_out = columns_of_file(row, path, key)
-    return f"no column {' and no column '.join(map(repr, missing.values()))}; {told}: {way}{way_out}"
+    description, way_out = columns_of_file(row, path, key)
+    return f"no column {' and no column '.join(map(repr, missing.values()))}; {description}: {way}{way_out}"
 
 
 def _likeliest(role: str, there: Sequence[str]) -> str:

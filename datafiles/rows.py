@@ -23,7 +23,7 @@ SPLIT, OF_ANOTHER_SPLIT = "split", "a row of the split {!r}, by its column split
 ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
 ROWS_AT_ONCE = 1024
 # Excel writes and reads a line above the column names that states the delimiter.
-TELLS_DELIMITER = re.compile(r'"?sep=(.)"?\s*$')
+DELIMITER_LINE = re.compile(r'"?sep=(.)"?\s*$')
 LONGEST_CELL = 2**27
 """The most characters in a cell of a CSV file; Python's default limit is a thousandth of this."""
 
@@ -43,20 +43,20 @@ def _of_split(rows: Iterator[tuple[str, Row]], wanted: str, drop: Drop, named: s
     others: list[tuple[str, Row, str]] = []
     found = False
     for where, row in rows:
-        said = split_in(row.get(SPLIT))
-        if said == wanted and not found:
+        split = split_in(row.get(SPLIT))
+        if split == wanted and not found:
             found = True
             for place, _, other in others:
                 drop(OF_ANOTHER_SPLIT.format(other), place)
-        if said in ("", wanted):
+        if split in ("", wanted):
             yield where, row
         elif found:
-            drop(OF_ANOTHER_SPLIT.format(said), where)
+            drop(OF_ANOTHER_SPLIT.format(split), where)
         else:
-            others.append((where, row, said))
+            others.append((where, row, split))
     if found:
         return
-    if len(splits := sorted({said for _, _, said in others})) > 1:
+    if len(splits := sorted({split for _, _, split in others})) > 1:
         raise TextFileError(f"{named} has no rows of the split {wanted!r}: it has {', '.join(splits)}; give them apart")
     for where, row, _ in others:
         yield where, row
@@ -203,11 +203,11 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     """CSV whose first line names the columns. Every cell is kept as text: 007 stays 007."""
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
-    told = TELLS_DELIMITER.match(first)
-    above = 1 if told else 0
-    delimiter = told[1] if told else max(DELIMITERS, key=first.count)
+    declared = DELIMITER_LINE.match(first)
+    above = 1 if declared else 0
+    delimiter = declared[1] if declared else max(DELIMITERS, key=first.count)
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(lines if told else itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines if declared else itertools.chain([first], lines), delimiter=delimiter, strict=True)
     names: list[str] = []
     try:
         for cells in reader:

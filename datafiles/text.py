@@ -82,8 +82,8 @@ def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
             except (ValueError, RecursionError) as error:
                 if grows and not line.endswith(b"\n"):
                     return
-                said = f"line {number} is not JSON: {first_line(error)}"
-                raise ValueError(f"{path} cannot be read ({said})") from error
+                message = f"line {number} is not JSON: {first_line(error)}"
+                raise ValueError(f"{path} cannot be read ({message})") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

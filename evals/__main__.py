@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from evals.command import exit_with_error, new_console, quiet_libraries, say_loading, settle_torch, start_vllm
+from evals.command import exit_with_error, new_console, print_loading, quiet_libraries, settle_torch, start_vllm
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
@@ -139,16 +139,16 @@ def main(
     options, stop = options_of(locals()), StopRequest()
     try:
         check(options)
-        with stop.heard():
+        with stop.listening():
             start(options)
     except Stopped:
-        exit_with_error(f"stopped; {way_on(options)}", stop.exit_code)
+        exit_with_error(f"stopped; {how_to_continue(options)}", stop.exit_code)
     except EngineError as error:
-        exit_with_error(f"{error}\n{way_on(options).capitalize()}.", 1)
+        exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
     except RuntimeError as error:
         if (lost := lost_rank(error)) is None:
             raise
-        exit_with_error(f"{lost}\n{way_on(options).capitalize()}.", 1)
+        exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
 
@@ -161,7 +161,7 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
     return EvalOptions(adapters=adapters, suites=suites, **rest)
 
 
-def way_on(options: EvalOptions) -> str:
+def how_to_continue(options: EvalOptions) -> str:
     """How to continue an evaluation that ended early. `--overwrite` would start it over."""
     anew = options.overwrite and PartialResults(options.output, {}).is_begun
     return f"run the same command {'without --overwrite ' if anew else ''}to continue"
@@ -177,7 +177,7 @@ def check(options: EvalOptions) -> None:
 
 def start(options: EvalOptions) -> None:
     """Evaluate in this process, which may be one of several that a launcher started."""
-    say_loading("torch, transformers and vLLM")
+    print_loading("torch, transformers and vLLM")
     settle_torch()
     quiet_libraries()
     with loading():
@@ -187,7 +187,7 @@ def start(options: EvalOptions) -> None:
 
     launch = join_launch()
     try:
-        with presence(launch.rank, launch.count, lambda: f"{way_on(options).capitalize()}."):
+        with presence(launch.rank, launch.count, lambda: f"{how_to_continue(options).capitalize()}."):
             evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from evals.launch.limits import thread_settings
-from rewards.command import say_error, to_stderr
+from rewards.command import print_error, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -24,7 +24,7 @@ from rollout.stopping import Stopped, StopRequest
 def exit_with_error(message: str, code: int) -> NoReturn:
     """End the command with a message for the user. The code is 2 for errors that the user can correct, 128 and above
     for a request to stop, and 1 otherwise."""
-    say_error(message, code)
+    print_error(message, code)
     raise typer.Exit(code)
 
 
@@ -33,7 +33,7 @@ def stoppable() -> Iterator[None]:
     """A context in which a request to stop ends the command with one line, after it has cleaned up."""
     stop = StopRequest()
     try:
-        with stop.heard():
+        with stop.listening():
             yield
     except Stopped:
         exit_with_error("stopped", stop.exit_code)
@@ -80,7 +80,7 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def say_loading(what: str) -> None:
+def print_loading(what: str) -> None:
     """Print a line before seconds of silence. It goes to stderr, so that a pipe gets only the command's own output."""
     if sys.flags.optimize > 1 and "transformers" in what:
         exit_with_error(

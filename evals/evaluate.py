@@ -69,8 +69,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
     ends = end_tokens(model, options.revision, model_config, tokenizer)
-    if told := Renderer(tokenizer, suites[0].prompt).endless_turn(ends, suites[0].sampling.stop):
-        remarks.append(f"{told}; --template {PLAIN_TEMPLATE} asks as a base model is asked")
+    if message := Renderer(tokenizer, suites[0].prompt).endless_turn(ends, suites[0].sampling.stop):
+        remarks.append(f"{message}; --template {PLAIN_TEMPLATE} asks as a base model is asked")
     if trained is not None:
         remarks += [*overridden(trained, suites[0].prompt), *model_overridden(options.model, trained)]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):

@@ -143,8 +143,8 @@ def check_prompt(options: EvalOptions) -> None:
     try:
         PromptConfig(template=template, frame=options.frame)
     except ValidationError as error:
-        told = str(error.errors()[0]["ctx"]["error"])
-        raise ValueError(told.replace("template: frame", "template frame").replace("prompt.", "--")) from error
+        message = str(error.errors()[0]["ctx"]["error"])
+        raise ValueError(message.replace("template: frame", "template frame").replace("prompt.", "--")) from error
 
 
 def wanted_of_hub(options: EvalOptions) -> list[HubItem]:

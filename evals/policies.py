@@ -17,11 +17,11 @@ from rollout.adapters import (
     MANIFEST,
     PEFT_CONFIG,
     AdapterError,
-    Meant,
+    ResolvedVersion,
     adapters_inside,
     identity_of,
-    meant_version,
     read_manifest,
+    resolve_version,
 )
 from rollout.engine import smallest_allowed_rank
 from rollout.models import from_home, is_wrapper, layer_sizes, locate_model, model_title
@@ -70,10 +70,10 @@ def refuse_unserved(adapter: Path, model_config: Any) -> None:
     check_adaptable(model_config, adapted_layers(adapter), f"--adapter {adapter}", WAY_OUT)
 
 
-def named_version(argument: str) -> tuple[str, Meant]:
+def named_version(argument: str) -> tuple[str, ResolvedVersion]:
     """`[NAME=]DIR` → the name, if any, and the version. The directory's own name may contain an equals sign."""
     name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
-    return name, meant_version(from_home(place))
+    return name, resolve_version(from_home(place))
 
 
 def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool) -> Policy:
@@ -93,15 +93,15 @@ def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | Non
     )
     remarks = [] if published else ["no manifest: taken as it is, not verified"]
     if all_named and (lacking := unadapted(directory, settings, sizes)):
-        told = f"no weights for {len(lacking)} of the layers that {PEFT_CONFIG} names ({lacking[0]} for one)"
-        remarks.append(f"{told}: they stay as in the base model")
+        message = f"no weights for {len(lacking)} of the layers that {PEFT_CONFIG} names ({lacking[0]} for one)"
+        remarks.append(f"{message}: they stay as in the base model")
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are the same model")
     return Policy(label=ref.key if published and not name else ref.name, ref=ref, why=meant.why, remarks=tuple(remarks))
 
 
-def check_adapter(argument: str) -> tuple[str, Meant]:
+def check_adapter(argument: str) -> tuple[str, ResolvedVersion]:
     """`named_version`, but raises `AdapterError` unless the version is a plain LoRA adapter."""
     name, meant = named_version(argument)
     if not (meant.directory / PEFT_CONFIG).is_file():

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, say_error, write_rows
+from rewards.command import Command, print_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -160,7 +160,7 @@ def main(
                 graded, more = disagreements([*of_a_run], config, progress)
                 count, found = count + graded, [*found, *more]
     except (ValueError, OSError) as error:
-        say_error(str(error), 2)
+        print_error(str(error), 2)
         raise typer.Exit(2) from None
     what = str(files[0]) if len(files) == 1 else f"{len(files)} files"
     _report(console, f"{what}: {count} completions", found, show)

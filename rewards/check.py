@@ -23,7 +23,7 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command, say_error, write_rows
+from rewards.command import Command, print_error, write_rows
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
@@ -59,9 +59,9 @@ def load(path: Path, columns: Columns, key: str, split: str | None = None) -> tu
     kept = list(problem_rows(rows_of(path, drop, key, split), columns, drop, need_answer=False))
     _, first = next(rows_of(path, lambda *_: None, key, split), ("", None))
     if first is not None and not any(row.answer for row in kept):
-        told = missing_columns(first, columns, path, key, need_answer=True, option="--{role}={name}")
-        if told:
-            raise BadRecord(f"{key}: {path} has {told}")
+        message = missing_columns(first, columns, path, key, need_answer=True, option="--{role}={name}")
+        if message:
+            raise BadRecord(f"{key}: {path} has {message}")
     if not kept:
         raise BadRecord(f"{key}: {path} has no usable problem: {_first(found)}")
     return kept, found
@@ -158,7 +158,7 @@ def main(
             for other in against or []:
                 findings += overlaps(rows, other, columns)
     except (BadRecord, TextFileError, OSError) as error:
-        say_error(str(error), 2)
+        print_error(str(error), 2)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
     write_rows(output, ({"kind": f.kind, "id": f.id, "what": f.what} for f in findings))

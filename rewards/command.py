@@ -43,18 +43,18 @@ OF_LAUNCHER = "--local_rank={}"
 LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 # How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
 # them exits.
-FIRST_SAYS_S = 10.0
+FIRST_REPORTS_S = 10.0
 
 
-def say_error(message: str, code: int) -> None:
+def print_error(message: str, code: int) -> None:
     """Print an error as one line on stderr.
 
     User errors (code 2) and requests to stop (128 and above) are usually the same in all processes of a launcher, so
     the first process on a machine reports them. Another reports a user error only if it turns out to be its own: if the
-    launcher does not end it within `FIRST_SAYS_S`.
+    launcher does not end it within `FIRST_REPORTS_S`.
     """
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
+    if not first and (code >= 128 or (code == 2 and _terminated_within(FIRST_REPORTS_S))):
         return
     to_stderr(f"[bold red]error:[/bold red] {escape(message)}")
 
@@ -65,10 +65,10 @@ def to_stderr(text: str) -> None:
     try:
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
     except OSError:
-        lead_nowhere(sys.stderr)
+        redirect_to_null(sys.stderr)
 
 
-def lead_nowhere(stream: IO[str]) -> None:
+def redirect_to_null(stream: IO[str]) -> None:
     """Redirect a stream to /dev/null. Otherwise flushing its buffer at exit would fail again and set the exit code."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
         os.dup2(nowhere.fileno(), stream.fileno())
@@ -85,17 +85,17 @@ def write_rows(output: Path | None, rows: Iterable[Any]) -> None:
     except OSError as error:
         if not isinstance(error, FileExistsError):
             output.unlink(missing_ok=True)
-        say_error(f"--output: {output} cannot be written: {error.strerror}", 1)
+        print_error(f"--output: {output} cannot be written: {error.strerror}", 1)
         raise typer.Exit(1) from None
 
 
 def out_of_memory(error: Exception) -> str | None:
     """The first line of an out-of-memory error, of the machine or of a GPU; None for any other error."""
-    said = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
     if isinstance(error, MemoryError):
-        return said or "the machine gives no more"
-    if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(said):
-        return said.partition(" If reserved but unallocated")[0]  # the rest is advice about a setting of torch
+        return message or "the machine gives no more"
+    if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(message):
+        return message.partition(" If reserved but unallocated")[0]  # the rest is advice about a setting of torch
     return None
 
 
@@ -104,9 +104,9 @@ def limit_reached(error: Exception) -> str | None:
     error. Python's own error about open files is an `OSError`."""
     if not isinstance(error, RuntimeError):
         return None
-    said = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
     for words, (option, limit) in LIMITS.items():
-        if words in said:
+        if words in message:
             allowed = resource.getrlimit(limit)[0]
             if allowed == resource.RLIM_INFINITY:
                 return f"{words}: this shell sets no limit, so its container or job does (pids.max)"
@@ -119,7 +119,7 @@ FILE = "FILE"
 STANDARD = ("stdin", "stdout", "stderr")
 
 
-def open_what_is_closed() -> None:
+def open_closed_streams() -> None:
     """Open closed standard streams (`>&-`) on /dev/null. Otherwise the next file to be opened would get the stream's
     number, and whatever the libraries' C code prints would end up in it."""
     for number, name in enumerate(STANDARD):
@@ -134,7 +134,7 @@ def open_what_is_closed() -> None:
         setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
-def say_what_can_be_said() -> None:
+def escape_unencodable() -> None:
     """Escape characters that the encoding of stdout lacks, as Python does on stderr. No command should fail on a dash
     that an old locale does not know, or on a file name."""
     out = sys.stdout
@@ -153,12 +153,12 @@ def settle_rank() -> None:
         for name in ("RANK", "LOCAL_RANK"):
             given.pop(name, None)
     elif "RANK" in given and "LOCAL_RANK" not in given:
-        if (told := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
+        if (local_rank := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
             given.setdefault("LOCAL_WORLD_SIZE", "1")
-        given["LOCAL_RANK"] = told or "0"
+        given["LOCAL_RANK"] = local_rank or "0"
 
 
-def _told_to_leave(within_s: float) -> bool:
+def _terminated_within(within_s: float) -> bool:
     """Wait for SIGTERM and consume it, so that the process exits with the code that it was about to exit with."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -171,8 +171,8 @@ class Command(TyperCommand):
     """A command with one-line errors, whose help shows a switch as a switch rather than as taking a <bool>."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        open_what_is_closed()
-        say_what_can_be_said()
+        open_closed_streams()
+        escape_unencodable()
         settle_rank()
         return super().main(*args, **kwargs)
 
@@ -196,23 +196,23 @@ class Command(TyperCommand):
             if OPTION.match(arg) and arg.partition("=")[0] not in known:
                 options = ", ".join(sorted(name for name in known if name.startswith("--")))
                 advice = self.advice(given[index:], known)
-                say_error(f"there is no option {arg.partition('=')[0]}{advice}: there are {options}", 2)
+                print_error(f"there is no option {arg.partition('=')[0]}{advice}: there are {options}", 2)
                 raise typer.Exit(2)
-        if told := self._directory_for_file(ctx, given):
-            say_error(told, 2)
+        if message := self._directory_for_file(ctx, given):
+            print_error(message, 2)
             raise typer.Exit(2)
         try:
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
-            say_error(self._told(error, ctx, given), 2)
+            print_error(self._told(error, ctx, given), 2)
             raise typer.Exit(2) from None
 
     def _directory_for_file(self, ctx: Any, args: Sequence[str]) -> str:
         """The message for an option that takes a file but is given `DIR/`, which a `Path` would turn into a file named
         DIR; empty if there is no such option."""
         for param in self._options(ctx):
-            if FILE in str(param.metavar) and (told := _as_given(param, args)).endswith(("/'", '/"')):
-                return f"{told}, which names a directory: give the name of a file in it"
+            if FILE in str(param.metavar) and (message := _as_given(param, args)).endswith(("/'", '/"')):
+                return f"{message}, which names a directory: give the name of a file in it"
         return ""
 
     def _options(self, ctx: Any) -> list[Any]:
@@ -222,21 +222,21 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say_error("stopped", 128 + signal.SIGINT)
+            print_error("stopped", 128 + signal.SIGINT)
             raise typer.Exit(128 + signal.SIGINT) from None
         except (MemoryError, RuntimeError) as error:
-            if (said := out_of_memory(error)) is not None:
-                said = f"out of memory: {said}"
-            elif (said := limit_reached(error)) is None:
+            if (message := out_of_memory(error)) is not None:
+                message = f"out of memory: {message}"
+            elif (message := limit_reached(error)) is None:
                 raise
-            say_error(said, 1)
+            print_error(message, 1)
             raise typer.Exit(1) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
         """A suggestion for the first of these arguments, which is not a known option."""
         return ""
 
-    def option_meant(self, ctx: Any, args: Sequence[str]) -> str:
+    def dashless_option(self, ctx: Any, args: Sequence[str]) -> str:
         """The message for the first of these arguments that is an option without its dashes; empty if there is none."""
         for arg in args:
             name, equals, value = (part.strip() for part in arg.partition("="))
@@ -255,7 +255,7 @@ class Command(TyperCommand):
         param, words = getattr(error, "param", None), str(error.message).removeprefix("Value error, ").rstrip(".")
         words = words[:1].lower() + words[1:]
         if param is None:
-            return (words.startswith(EXTRA) and self.option_meant(ctx, args)) or words
+            return (words.startswith(EXTRA) and self.dashless_option(ctx, args)) or words
         if not words:
             example = (self.epilog or "").partition("\n")[0]
             return f"{_name(param)} is missing. {(param.help or '').rstrip('.')}. {example}"

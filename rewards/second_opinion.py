@@ -23,9 +23,9 @@ _BOX_TAIL = re.compile(r"\\boxed\s*\{(.*)", re.DOTALL)
 
 
 def opinions(completion: str, reference: str, problem: str) -> float:
-    """The sum of the flags, `PLAIN` and `MATH_VERIFY`, of the judges that say correct."""
-    said = PLAIN if plain(completion, reference) else 0
-    return float(said + (MATH_VERIFY if math_verify_as_shipped(completion, reference) else 0))
+    """The sum of the bits, `PLAIN` and `MATH_VERIFY`, of the judges that say correct."""
+    bits = PLAIN if plain(completion, reference) else 0
+    return float(bits + (MATH_VERIFY if math_verify_as_shipped(completion, reference) else 0))
 
 
 def plain(completion: str, reference: str) -> bool:

@@ -35,12 +35,12 @@ def main() -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        from rewards.command import say_error  # imported here to keep start-up fast
+        from rewards.command import print_error  # imported here to keep start-up fast
         from rl_engine.config.hints import near
 
         found = near(name, COMMANDS)
         hint = f"; did you mean {found}?" if found else f": they are {', '.join(COMMANDS)}"
-        say_error(f"there is no command {name!r}{hint}", 2)
+        print_error(f"there is no command {name!r}{hint}", 2)
         sys.exit(2)
     # A user's reward function is found in the current directory, as with `python -m`.
     sys.path.append(str(Path.cwd()))
@@ -53,9 +53,9 @@ def show_commands() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rewards.command import say_what_can_be_said
+    from rewards.command import escape_unencodable
 
-    say_what_can_be_said()
+    escape_unencodable()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, (module, purpose) in COMMANDS.items():
         table.add_row(name, purpose, f"[dim]python -m {module}[/dim]")

@@ -92,8 +92,8 @@ def losses_explained(config: Config | SftConfig, where: Callable[[], str] = lamb
     except (MemoryError, RuntimeError) as error:
         if (said := out_of_memory(error)) is not None:
             text = f"out of memory: {said}\n{what_takes_less(config)}"
-        elif (told := limit_reached(error) or lost_rank(error)) is not None:
-            text = told
+        elif (message := limit_reached(error) or lost_rank(error)) is not None:
+            text = message
         else:
             raise
         raise RunFailedError(f"{where()}{text}\n{what_is_saved(config)}") from error
@@ -172,8 +172,8 @@ class ConfiguredCommand(Command):
         if several and not any(param.multiple for param in self.get_params(ctx) if "--config" in param.opts):
             exit_with_error("--config is given twice, and this command takes one configuration", 2)
         rest = super().parse_args(ctx, args)
-        if told := self.option_meant(ctx, ctx.params.get("overrides") or ()):
-            exit_with_error(told, 2)
+        if message := self.dashless_option(ctx, ctx.params.get("overrides") or ()):
+            exit_with_error(message, 2)
         return rest
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def identity_of(directory: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Meant:
+class ResolvedVersion:
     """The version that a user means by a path, in every command that takes an adapter."""
 
     directory: Path
@@ -99,7 +99,7 @@ class Meant:
     """Which version of a run was chosen and why, as text for the user; empty if the path is a version itself."""
 
 
-def meant_version(path: Path) -> Meant:
+def resolve_version(path: Path) -> ResolvedVersion:
     """Resolve a path: a version to itself, a run to its best version, or to its newest if no evaluation names a best.
 
     A directory that is neither is returned unchanged: the code that reads it reports what is missing.
@@ -107,31 +107,31 @@ def meant_version(path: Path) -> Meant:
     """
     store = AdapterStore(path / "adapters")
     if (path / MANIFEST).is_file() or (path / PEFT_CONFIG).is_file():
-        return Meant(path)
-    if gone := gone_version(path):
+        return ResolvedVersion(path)
+    if gone := missing_version(path):
         raise AdapterError(f"--adapter: {gone}")
     best, latest = (store.root / pointer for pointer in ("best", "latest"))
     newest = store.root / latest.resolve().name
     if best.is_dir():
         found = store.root / best.resolve().name
-        told = "it is the newest too" if found == newest else f"the newest is {latest}"
-        return Meant(found, f"{path} is a run: using its best version, {found.name} ({told})")
+        reason = "it is the newest too" if found == newest else f"the newest is {latest}"
+        return ResolvedVersion(found, f"{path} is a run: using its best version, {found.name} ({reason})")
     if latest.is_dir():
-        told = _gone(best) if best.is_symlink() else "no evaluation says which is best"
-        return Meant(newest, f"{path} is a run: using its newest version, {newest.name} ({told})")
+        reason = _gone(best) if best.is_symlink() else "no evaluation says which is best"
+        return ResolvedVersion(newest, f"{path} is a run: using its newest version, {newest.name} ({reason})")
     if latest.is_symlink():
-        raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.what_is_left()}")
+        raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.hint_of_others()}")
     if left := store.versions():
         newest = store.path_of(left[-1])
-        told = "its links latest and best are missing, as in a copy, so its best version is not known"
-        return Meant(newest, f"{path} is a run: using its newest version, {newest.name} ({told})")
-    return Meant(path)
+        reason = "its links latest and best are missing, as in a copy, so its best version is not known"
+        return ResolvedVersion(newest, f"{path} is a run: using its newest version, {newest.name} ({reason})")
+    return ResolvedVersion(path)
 
 
-def gone_version(path: Path) -> str:
+def missing_version(path: Path) -> str:
     """The message for a path that is a link to a deleted version; empty for any other path."""
     if path.is_symlink() and not path.exists():
-        return f"{_gone(path)}; {AdapterStore(path.parent).what_is_left()}"
+        return f"{_gone(path)}; {AdapterStore(path.parent).hint_of_others()}"
     return ""
 
 
@@ -212,7 +212,7 @@ class AdapterStore:
     def versions(self) -> list[int]:
         return [number for number, path in numbered(self.root, "v").items() if (path / MANIFEST).is_file()]
 
-    def what_is_left(self) -> str:
+    def hint_of_others(self) -> str:
         """The hint for users whose version is gone."""
         left = self.versions()
         return f"give another version, such as {self.path_of(left[-1])}" if left else "no other version is there"

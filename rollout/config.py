@@ -156,9 +156,9 @@ class DataConfig(SourceConfig):
         if (self.source == "mix") != bool(self.mix):
             raise ValueError("data.mix and data.source: mix go together")
         own = ("path", "name", "subset", "split", "revision", "task", "task_settings", "columns", "limit")
-        told = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
-        if told:
-            raise ValueError(f"data.{told[0]} applies to one source: with data.mix, give it for each of them")
+        named = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
+        if named:
+            raise ValueError(f"data.{named[0]} applies to one source: with data.mix, give it for each of them")
         return self
 
     @model_validator(mode="after")

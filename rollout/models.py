@@ -200,11 +200,11 @@ def made_by_transformers(what: str) -> Iterator[None]:
         RuntimeError,
     ) as error:
         found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        said = first_line(found)
-        if "trust_remote_code" in said:
-            said = "it needs custom code, which is never run: give a model that transformers supports by itself"
+        message = first_line(found)
+        if "trust_remote_code" in message:
+            message = "it needs custom code, which is never run: give a model that transformers supports by itself"
         kind = "" if isinstance(found, ValueError) else f"{type(found).__name__}: "
-        raise ValueError(f"{what}: transformers cannot build a model from its config.json: {kind}{said}") from error
+        raise ValueError(f"{what}: transformers cannot build a model from its config.json: {kind}{message}") from error
 
 
 def read_tokenizer(place: str, revision: str | None = None) -> Any:
@@ -350,7 +350,7 @@ def refuse_code_of_models() -> None:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
-def said_of_layers(text_config: Any, name: str) -> list[Any]:
+def values_of_layers(text_config: Any, name: str) -> list[Any]:
     """The values that a language model's configuration gives for an attribute, over all layers; empty if it has none.
 
     Some families list a number per layer (Gemma 3n). For others whose layers differ (the heads of Gemma 4),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
-from rollout.models import EMBEDDED, said_of_layers
+from rollout.models import EMBEDDED, values_of_layers
 
 VLLM = "0.32"
 """The version of vLLM that the facts in this file were established for."""
@@ -181,7 +181,7 @@ def _head_sizes(text: Any) -> set[int]:
     heads = getattr(text, "num_attention_heads", None)
     if not heads or getattr(text, "kv_lora_rank", None):
         return set()
-    stated = {int(size) for name in ("head_dim", "global_head_dim") for size in said_of_layers(text, name) if size}
+    stated = {int(size) for name in ("head_dim", "global_head_dim") for size in values_of_layers(text, name) if size}
     return stated or {text.hidden_size // heads}
 
 
@@ -285,5 +285,5 @@ def driver_version() -> str | None:
 
 def why_not(error: Exception, model: str) -> ValueError:
     """vLLM's long error about a model that it cannot serve, as a one-line `ValueError`."""
-    said = " ".join(re.sub(r"\[type=.*", "", str(error), flags=re.DOTALL).split())
-    return ValueError(f"vLLM cannot serve {model} here: {said or type(error).__name__}")
+    message = " ".join(re.sub(r"\[type=.*", "", str(error), flags=re.DOTALL).split())
+    return ValueError(f"vLLM cannot serve {model} here: {message or type(error).__name__}")

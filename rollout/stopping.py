@@ -39,11 +39,11 @@ def kill_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def hear_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Install `handler` for the signals in `STOPS`. Returns the previous handlers. An ignored SIGHUP (`nohup`) stays
     ignored."""
-    heard = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heard}
+    numbers = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def leave_while_loading() -> None:
@@ -69,7 +69,7 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether the program was asked to stop, and by which signal. A second request ends it at once.
 
-    A request raises `Stopped` wherever the program is, except inside `noted`, which protects finished work. A nested
+    A request raises `Stopped` wherever the program is, except inside `deferred`, which protects finished work. A nested
     `raised` lets it raise again, around long work that can be dropped. Main thread only, as for all signals.
     """
 
@@ -95,9 +95,9 @@ class StopRequest:
         return 0 if self.signum is None else 128 + self.signum
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Handle the signals in `STOPS` inside the block."""
-        before = hear_stops(self._hear)
+        before = handle_stops(self._handle)
         try:
             yield
         except ImportError:  # some libraries turn a request during their import into this
@@ -108,12 +108,12 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def noted(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block a request is only noted."""
+    def deferred(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block a request is only recorded."""
         return self._raising(False)
 
     def raised(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block a request raises `Stopped`; one that was noted earlier raises on entry."""
+        """Inside the block a request raises `Stopped`; one that was recorded earlier raises on entry."""
         return self._raising(True)
 
     @contextlib.contextmanager
@@ -127,16 +127,16 @@ class StopRequest:
         finally:
             self._raises = before
 
-    def heed(self, number: int) -> None:
+    def record(self, number: int) -> None:
         """Take over a request that another process of this run received; ignored if this one has a request already."""
         if self.signum is None:
             self.signum, self._asked = number, time.monotonic()
             for other in self.others:
-                other.heed(number)
+                other.record(number)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signum is None:
-            self.heed(number)
+            self.record(number)
             if self._raises:
                 raise Stopped
         elif time.monotonic() - self._asked > ECHO_S:

@@ -43,8 +43,8 @@ def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[
         with (out / "contact.jsonl").open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
         (out / "contact.md").write_text(page(outcomes, sizes))
-        told = f" ({outcome.reason})" if outcome.reason else ""
-        print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.outcome}{told}", flush=True)
+        reason = f" ({outcome.reason})" if outcome.reason else ""
+        print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.outcome}{reason}", flush=True)
     return outcomes
 
 

@@ -76,13 +76,13 @@ def page(outcomes: Sequence[Outcome], sizes: str) -> str:
 
 def _head(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
     facts = {name: value for row in rows_of(outcomes, "machine") for name, value in row.items() if name != "kind"}
-    told = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "card" and value)
+    described = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "card" and value)
     meant = (
         []
         if sizes == "card"
         else ["", "**On a CPU, with tiny shapes: these figures say that the stages run, and nothing of speed.**"]
     )
-    return [f"# First contact: {card_of(outcomes)}", "", told or "nothing is known of the machine", *meant]
+    return [f"# First contact: {card_of(outcomes)}", "", described or "nothing is known of the machine", *meant]
 
 
 def _stages(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
@@ -163,13 +163,13 @@ def _sampling(outcomes: Sequence[Outcome]) -> list[str]:
         return []
     cells = [(row["arm"], f"{row['sequences']:,}", f"{row['tokens']:,}", number(row["tokens_per_s"])) for row in found]
     ratio = adapter_ratio(outcomes)
-    told = [] if ratio is None else ["", f"With an adapter: {ratio:.2f} of the speed without, in one engine."]
+    described = [] if ratio is None else ["", f"With an adapter: {ratio:.2f} of the speed without, in one engine."]
     return [
         "",
         "## Sampling",
         "",
         *table(("adapter", "sequences", "tokens each", "tokens/s"), cells),
-        *told,
+        *described,
         *_waits(outcomes),
     ]
 

@@ -108,7 +108,7 @@ def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment:
     """Run the command and return its exit code, or None if it had to be killed. Its children are always killed."""
     process = None
     try:
-        with _heard_after(signal.SIGTERM, signal.SIGINT):
+        with _signals_after(signal.SIGTERM, signal.SIGINT):
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -132,7 +132,7 @@ def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment:
 
 
 @contextlib.contextmanager
-def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
+def _signals_after(*numbers: signal.Signals) -> Iterator[None]:
     """Defer signals that arrive inside the block to its end: a handler that raises while a process is being started
     would leave an orphan. (A signal mask would not do: it applies to one thread, and libraries have others.)"""
     came: list[int] = []
@@ -142,8 +142,8 @@ def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for heard in came:
-            signal.raise_signal(heard)
+        for received in came:
+            signal.raise_signal(received)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

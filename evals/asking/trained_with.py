@@ -130,8 +130,8 @@ def _read(path: Path, directory: Path) -> TrainedWith:
             max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        said = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
-        raise ValueError(f"{path} is not the configuration of a run of this version: {said}") from error
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        raise ValueError(f"{path} is not the configuration of a run of this version: {reason}") from error
 
 
 def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, ...]:

@@ -32,8 +32,8 @@ from evals.command import (
     check_output,
     exit_with_error,
     new_console,
+    print_loading,
     quiet_libraries,
-    say_loading,
     settle_torch,
     start_vllm,
 )
@@ -159,9 +159,9 @@ def main(
         check_quickly(options)
         check_files(model, "--model")
         check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
-        say_loading("torch, transformers and vLLM")
+        print_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness shows a progress bar for every loop
-        with stop.heard(), alone_at(output):
+        with stop.listening(), alone_at(output):
             settle_torch()
             quiet_libraries()
             check_cards()

@@ -13,7 +13,7 @@ from datetime import timedelta
 # The last rank may still be sampling a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
 # Variables that torchrun and DeepSpeed's launcher set for each process. LOCAL_RANK, which has a default, is not listed.
-TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How gloo says it, which a single process uses too.
 NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+)")
 
@@ -45,7 +45,7 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """
     if not {"RANK", "WORLD_SIZE"} <= environment.keys():
         return False
-    missing = [name for name in TOLD if name not in environment]
+    missing = [name for name in LAUNCH_VARIABLES if name not in environment]
     if missing and environment["WORLD_SIZE"] != "1":
         raise ValueError(
             f"WORLD_SIZE ({environment['WORLD_SIZE']!r}) and RANK ({environment['RANK']!r}) are set, as under a "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from datafiles.text import first_line
-from rewards.command import say_error
+from rewards.command import print_error
 from rollout.stopping import Stopped
 
 # gloo's errors are plain RuntimeErrors: the place in its source code, what happened, and a guess at the cause.
@@ -26,7 +26,7 @@ SILENT_S = 120.0
 running however long the process samples, loads or waits, and stops only with the whole process or its machine."""
 BEATS_OF_THE_LIVING = 2
 """The number of beats that shows that a process is alive: one may have been in flight when the process was killed."""
-TOLD_WITHIN = 20
+NEWS_WITHIN = 20
 """How many of its own beats a process that is leaving keeps listening to the others."""
 LEFT, FAILED = "left", "failed"
 # gloo's message if all processes are alive, but one has not reached the collective call.
@@ -48,12 +48,12 @@ def lost_rank(error: Exception) -> str | None:
     return _is_lost(of_gloo["said"] if of_gloo else line)
 
 
-def _is_lost(said: str) -> str:
+def _is_lost(message: str) -> str:
     """The message for a lost rank; `said` is the evidence."""
     rank = os.environ.get("RANK", "0")
-    if WAITED in said and _here is not None and (there := _here.still_there()):
-        return f"rank {rank} waited for another rank, which has not come ({said.rstrip('.')}): {there}"
-    return f"rank {rank} lost another rank ({said.rstrip('.')}): if that was not killed, its output says why"
+    if WAITED in message and _here is not None and (there := _here.still_there()):
+        return f"rank {rank} waited for another rank, which has not come ({message.rstrip('.')}): {there}"
+    return f"rank {rank} lost another rank ({message.rstrip('.')}): if that was not killed, its output says why"
 
 
 class Store(Protocol):
@@ -84,7 +84,7 @@ class Presence:
         self._mark = ""
         """The final status that this process sends."""
         self._turn, self._over = threading.Event(), threading.Event()
-        self._speaker = threading.Thread(target=self._tell_and_hear, daemon=True)
+        self._speaker = threading.Thread(target=self._exchange_news, daemon=True)
         self._speaker.start()
         threading.Thread(target=self._count_silence, daemon=True).start()
 
@@ -97,7 +97,7 @@ class Presence:
         """The other ranks that are gone without having left: they failed, or they were silent while this process, which
         has left, kept listening. Empty if this process cannot receive anything itself."""
         before = Counter(self._heard)
-        for _ in range(round(10 * TOLD_WITHIN)):
+        for _ in range(round(10 * NEWS_WITHIN)):
             gone = [
                 other
                 for other in self._others
@@ -113,9 +113,9 @@ class Presence:
         """The other ranks that are alive and not waiting themselves, with where each is in its program. If all wait, as
         for different collectives, all of them; empty if none is heard."""
         places = {
-            other: told.partition(" ")[2]
-            for other, told in sorted(self._told.items())
-            if self._silent[other] <= BEATS_OF_THE_LIVING and " " in told
+            other: message.partition(" ")[2]
+            for other, message in sorted(self._told.items())
+            if self._silent[other] <= BEATS_OF_THE_LIVING and " " in message
         }
         busy = {other: place for other, place in places.items() if not place.startswith(WHERE_THEY_WAIT)}
         return ", ".join(f"rank {other} is still running, at {place}" for other, place in (busy or places).items())
@@ -126,7 +126,7 @@ class Presence:
         self._turn.set()
         self._speaker.join(BEAT_S)
 
-    def _tell_and_hear(self) -> None:
+    def _exchange_news(self) -> None:
         beat = 0
         with contextlib.suppress(RuntimeError):  # the store is gone, as is its process
             while True:
@@ -137,12 +137,12 @@ class Presence:
                     return
                 values = self._store.multi_get([_key(other) for other in self._others])
                 for other, value in zip(self._others, values, strict=True):
-                    told = value.decode()
-                    if told != self._told.get(other):
+                    message = value.decode()
+                    if message != self._told.get(other):
                         self._heard[other] += 1
-                    if told != self._told.get(other) or told in (LEFT, FAILED):
+                    if message != self._told.get(other) or message in (LEFT, FAILED):
                         self._silent[other] = 0
-                    self._told[other] = told
+                    self._told[other] = message
                 self._turn.wait(BEAT_S)
                 self._turn.clear()
 
@@ -153,17 +153,17 @@ class Presence:
             self._silent.update(list(self._told) if there else self._others)
             silent = [other for other in self._others if self._silent[other] * BEAT_S >= SILENT_S]
             if silent and not self._mark:
-                said = f"no sign of {_named(silent)} for {SILENT_S:.0f} s"
-                self._give_up(_is_lost(said if there else f"{said}, and the launcher is gone"))
+                message = f"no sign of {_named(silent)} for {SILENT_S:.0f} s"
+                self._give_up(_is_lost(message if there else f"{message}, and the launcher is gone"))
 
 
 @contextlib.contextmanager
-def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]:
+def presence(rank: int, count: int, how_to_continue: Callable[[], str]) -> Iterator[None]:
     """A context in which the launcher's processes, which have already found each other, exchange heartbeats. If one
     hangs, or its machine is gone, the others give it up after `SILENT_S`: they end, whatever they are doing.
 
     A launcher that has lost a process ends the others as if the user had asked them to stop. So this raises
-    `LostRankError` instead of `Stopped` if another process is gone. `way_on` says what the user can do then.
+    `LostRankError` instead of `Stopped` if another process is gone. `how_to_continue` says what the user can do then.
     """
     if count == 1:
         yield
@@ -172,7 +172,7 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
 
     def give_up(message: str) -> None:
         """End the process, from a thread, while the main thread may be waiting in a library for a rank that is gone."""
-        say_error(f"{message}\n{way_on()}", 1)
+        print_error(f"{message}\n{how_to_continue()}", 1)
         sys.stderr.flush()
         os._exit(1)
 

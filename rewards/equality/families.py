@@ -72,16 +72,16 @@ def _families(node: Node) -> tuple[list[Family], bool] | None:
         name, start, modulus = congruent
         return [Family(name, "", sympy.Integer(start), sympy.Integer(modulus))], True
     condition = node.condition if isinstance(node, Conditioned) else ""
-    said = bool(condition)
+    stated = bool(condition)
     if isinstance(node, Conditioned):
         if not is_over_integers(condition):
             return None
         node = node.body
-    parts = node.elements if isinstance(node, Items) and said else (node,)
+    parts = node.elements if isinstance(node, Items) and stated else (node,)
     found = [_family(part) for part in parts[: MAX_FAMILIES + 1]]
     if len(found) > MAX_FAMILIES or not all(family and _is_any_integer(family.letter, condition) for family in found):
         return None
-    return [family for family in found if family is not None], said
+    return [family for family in found if family is not None], stated
 
 
 def _is_any_integer(letter: str, condition: str) -> bool:

@@ -258,9 +258,9 @@ def _plain(line: str) -> str:
     return line.strip(" *_")
 
 
-def _lone_value(said: str) -> str:
+def _lone_value(text: str) -> str:
     """6 of a last line **6**, which answers as a box would."""
-    lines = [line for line in said[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)]
+    lines = [line for line in text[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)]
     last = _plain(lines[-1]).strip("$ .") if lines else ""
     return last if _LONE_VALUE.fullmatch(last) else ""
 

@@ -196,8 +196,8 @@ def is_hedged(gap: str, after: str) -> bool:
 
 def was_first_thought(before: str, gap: str) -> bool:
     r"""Whether the first of two boxes is told as an earlier idea: `at first \boxed{3}, but then \boxed{4}`."""
-    said = re.split(r"[.!?\n]", before[-REACH:])[-1] + " " + re.split(r"[.!?\n;]", gap[:REACH])[0]
-    return bool(_FIRST_THOUGHT.search(said) and _TURNS.search(said + gap) and not _SECOND_OF_SEVERAL.search(gap))
+    clause = re.split(r"[.!?\n]", before[-REACH:])[-1] + " " + re.split(r"[.!?\n;]", gap[:REACH])[0]
+    return bool(_FIRST_THOUGHT.search(clause) and _TURNS.search(clause + gap) and not _SECOND_OF_SEVERAL.search(gap))
 
 
 def supersedes(gap: str) -> bool:

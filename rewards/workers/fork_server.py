@@ -83,17 +83,17 @@ class ForkServer:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        ending, told = socket.socketpair()
+        ending, exit_sender = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            for end in (theirs, ending, told, *self._children.values()):
+            for end in (theirs, ending, exit_sender, *self._children.values()):
                 end.close()
             self._become_worker(ours)
         ours.close()
         self._children[pid] = ending
-        socket.send_fds(self._control, [wire.encode({"pid": pid})], [theirs.fileno(), told.fileno()])
+        socket.send_fds(self._control, [wire.encode({"pid": pid})], [theirs.fileno(), exit_sender.fileno()])
         theirs.close()
-        told.close()
+        exit_sender.close()
 
     def _become_worker(self, connection: socket.socket) -> NoReturn:
         """Runs in the child: release the fork server's resources, then serve until the connection closes."""

@@ -64,10 +64,10 @@ class Worker:
         server does not report it: it may be gone too."""
         self.ending.settimeout(REAP_LIMIT_S)
         try:
-            told = self.ending.recv(16)
+            code = self.ending.recv(16)
         except OSError:
             return None
-        return int(told) if told else None
+        return int(code) if code else None
 
     def close(self) -> None:
         self.connection.close()

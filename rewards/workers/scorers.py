@@ -55,9 +55,9 @@ def judge_own_answer(entry: wire.Message) -> tuple[Judgement, float]:
 
 
 def _judged(answer: str, entry: wire.Message) -> tuple[Judgement, float]:
-    said = plain_text(answer)
-    value = score(entry, said)
-    return Judgement(Verdict.CORRECT if value >= 1 else Verdict.INCORRECT, said, "task_scorer"), value
+    plain = plain_text(answer)
+    value = score(entry, plain)
+    return Judgement(Verdict.CORRECT if value >= 1 else Verdict.INCORRECT, plain, "task_scorer"), value
 
 
 def plain_text(answer: str) -> str:

@@ -110,19 +110,19 @@ class _Judge:
                 self._failure = f"cannot load {settings['function']}: {_text(error)}"
 
     def __call__(self, request: wire.Message) -> wire.Message:
-        said: wire.Message = {}
+        extra: wire.Message = {}
         try:
             was_short = limits.has_run_short()  # user code may have run short earlier and survived
             if failure := self._why_not(request):
                 return _error(failure)
             try:
-                judgement = self._judged(request, said)
+                judgement = self._judged(request, extra)
             except RecursionError:  # from the text; in the user's function it is an error like any other
                 judgement = self._too_deep
             if limits.has_run_short() and not was_short:
                 raise MemoryError
             if self._function is not None and not request.get("as_answer"):
-                said["function"] = self._function(self._as_seen(request))
+                extra["function"] = self._function(self._as_seen(request))
         except MemoryError:
             return _error(self._out_of_memory)
         except BaseException as error:  # noqa: BLE001 - the boundary: reported as its own verdict, never swallowed
@@ -131,7 +131,7 @@ class _Judge:
             "verdict": judgement.verdict,
             "extracted": judgement.extracted,
             "detail": judgement.rule,
-            **said,
+            **extra,
         }
 
     def _limit_behind(self, error: BaseException) -> str:
@@ -145,15 +145,15 @@ class _Judge:
             return _scorers_failure
         return "" if request.get("as_answer") else self._failure
 
-    def _judged(self, request: wire.Message, said: wire.Message) -> Judgement:
+    def _judged(self, request: wire.Message, extra: wire.Message) -> Judgement:
         """The judgement by the task's own scorer, which adds its score to `said`, or by our mathematical rules."""
         if entry := request.get("entry"):
             from rewards.workers.scorers import judge_own_answer, judge_task
 
             if request.get("as_answer"):
-                judgement, said["score"] = judge_own_answer(entry)
+                judgement, extra["score"] = judge_own_answer(entry)
             else:
-                judgement, said["score"] = judge_task(
+                judgement, extra["score"] = judge_task(
                     request["completion"], entry, forms=self._forms, opened=request.get("opened", "")
                 )
             return judgement

@@ -120,9 +120,9 @@ def environment() -> dict[str, str]:
 
 def _message(module: str, code: int, output: str) -> str:
     """The command's own error line and what follows it, or else how it ended and the last line of its output."""
-    _, found, told = f"\n{output}".rpartition(f"\n{ERROR}")
+    _, found, message = f"\n{output}".rpartition(f"\n{ERROR}")
     if found:
-        return told.strip()
+        return message.strip()
     last = (output.strip().splitlines() or ["it said nothing"])[-1].strip()
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return f"python -m {module} {how}: {last}"

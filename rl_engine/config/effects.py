@@ -341,9 +341,9 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
             yield replace(one, key="data.mix", depends_on=(), line=f"data.mix.{number}: {one.line}")
 
 
-def _idle(infos: Mapping[str, FieldInfo], values: _Values, said: Callable[[str], str]) -> Iterator[Idle]:
+def _idle(infos: Mapping[str, FieldInfo], values: _Values, label_of: Callable[[str], str]) -> Iterator[Idle]:
     """As `idle_keys`, for the keys in `infos`. `said` rewrites the key names in a text as the user knows them."""
-    told = set()
+    reported = set()
     for rule in RULES:
         wanted = [key for key in infos if any(f"{key}.".startswith(f"{name}.") for name in rule.keys)]
         if not wanted or any(values[key] is None and key not in infos for key in rule.depends_on[:1]):
@@ -352,14 +352,14 @@ def _idle(infos: Mapping[str, FieldInfo], values: _Values, said: Callable[[str],
             continue
         for key in wanted:
             value = values[key]
-            if key in told or value in (infos[key].get_default(call_default_factory=True), NOTHING.get(key, ...)):
+            if key in reported or value in (infos[key].get_default(call_default_factory=True), NOTHING.get(key, ...)):
                 continue
-            told.add(key)
-            why = said(rule.why)
+            reported.add(key)
+            why = label_of(rule.why)
             for name in rule.depends_on:
-                why = why.replace(f"{{{said(name)}}}", as_yaml(values[name]))
+                why = why.replace(f"{{{label_of(name)}}}", as_yaml(values[name]))
             shown = repr(value) if isinstance(value, str) else as_yaml(value)
-            line = f"{said(key)} is {shown}, and has no effect: {why}; {said(rule.instead)}"
+            line = f"{label_of(key)} is {shown}, and has no effect: {why}; {label_of(rule.instead)}"
             yield Idle(key=key, value=value, depends_on=rule.depends_on, line=line)
 
 

@@ -142,12 +142,12 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
     own = None if any(layer.gives(schema, "output_dir") for layer in layers[1:]) else _run_around(path)
     if own is not None and own.resolve() != Path(str(values["output_dir"])).resolve():
         values["output_dir"] = str(own)
-    values = as_meant(schema, values)
+    values = as_intended(schema, values)
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
         _check_kind(schema, path, layers[0].values)
-        raise ConfigError(_said_by_place(schema, layers, problems_of(schema, values, error))) from error
+        raise ConfigError(_grouped_by_place(schema, layers, problems_of(schema, values, error))) from error
     dropped = _drop_idle(schema, layers, values, list(idle_keys(config)))
     return (schema.model_validate(values) if dropped else config), dropped
 
@@ -289,7 +289,7 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def as_intended(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Interpret values as users mean them: a section without keys is empty; where a list is expected, a single value is
     a list of one and text with commas is a list; Python's None is null where null is allowed; a leading `~` is the home
     directory. Booleans are turned into text where a number is expected, so that they are rejected."""
@@ -301,7 +301,7 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
         value = result[name] = given if key in AS_WRITTEN or isinstance(given, Mapping) else at_home(given, key)
         if is_section(info.annotation):
             if value is None or isinstance(value, Mapping):
-                result[name] = as_meant(info.annotation, value or {}, f"{key}.")
+                result[name] = as_intended(info.annotation, value or {}, f"{key}.")
         elif isinstance(value, str) and "," in value and key not in FREE_TEXT and _takes_list(info.annotation):
             result[name] = [part for part in map(str.strip, value.split(",")) if part]
         elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
@@ -322,8 +322,8 @@ def at_home(value: Any, key: str) -> Any:
         try:
             return str(Path(value).expanduser())
         except RuntimeError:
-            told = "HOME is not set, and the system does not know this user's: write the whole path"
-            raise ConfigError(f"{key} is {value!r}, and there is no home directory: {told}") from None
+            message = "HOME is not set, and the system does not know this user's: write the whole path"
+            raise ConfigError(f"{key} is {value!r}, and there is no home directory: {message}") from None
     if isinstance(value, Mapping):
         return {name: at_home(inner, key) for name, inner in value.items()}
     return [at_home(item, key) for item in value] if isinstance(value, list) else value
@@ -345,11 +345,11 @@ def _check_kind(schema: type[CommandConfig], path: Path, values: dict[str, Any])
         )
 
 
-def _said_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: Sequence[str]) -> str:
+def _grouped_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: Sequence[str]) -> str:
     """The problems, each under the layer that introduced it."""
     places: dict[str, str] = {}
     for count in range(1, len(layers) + 1):
-        values = as_meant(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
+        values = as_intended(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
         try:
             schema.model_validate(values)
         except ValidationError as error:

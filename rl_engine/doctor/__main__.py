@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, say_loading, stoppable
+from evals.command import exit_with_error, print_loading, stoppable
 from rl_engine.command import ConfigFile, ConfiguredCommand, Overrides, help_end, join_ranks_quietly
 from rl_engine.config import Config, load_config
 from rl_engine.train.checks import check_quickly, wanted_of_hub
@@ -48,7 +48,7 @@ def main(
         exit_with_error(str(error), 2)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
-    say_loading("torch, transformers and DeepSpeed")
+    print_loading("torch, transformers and DeepSpeed")
     try:
         with stoppable():
             passed = join_and_examine(settings)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console, say_loading, settle_torch, stoppable
+from evals.command import exit_with_error, new_console, print_loading, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
@@ -84,7 +84,7 @@ def main(
         if base is not None and all((directory / PEFT_CONFIG).is_file() for directory in found):
             raise ValueError(f"--base is {base}, and has no effect: an adapter is an update by itself")
         with stoppable():
-            say_loading("torch")
+            print_loading("torch")
             settle_torch()
             show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollout.adapters import PEFT_CONFIG, AdapterStore, adapters_inside, gone_version
+from rollout.adapters import PEFT_CONFIG, AdapterStore, adapters_inside, missing_version
 
 
 def directories(path: Path) -> list[Path]:
@@ -18,7 +18,7 @@ def directories(path: Path) -> list[Path]:
             return [store.path_of(version) for version in found]
     if not any((path / name).is_file() for name in (PEFT_CONFIG, "config.json")):
         raise FileNotFoundError(
-            gone_version(path)
+            missing_version(path)
             or f"{path} is not an adapter, a model or a run: there is no {PEFT_CONFIG} and no adapters/"
             f"{adapters_inside(path)}"
         )

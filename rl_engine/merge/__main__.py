@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, quiet_libraries, say_loading, settle_torch, stoppable
+from evals.command import exit_with_error, new_console, print_loading, quiet_libraries, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import MERGED
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_resolved
 from rollout.config import ModelConfig
 from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, written_aside
@@ -48,7 +48,7 @@ def main(
     """Merge an adapter into its base model and save the result with its tokenizer."""
     try:
         check_place(output)
-        trained = read_meant(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
+        trained = read_resolved(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
         check_base(trained, base_model)
         with stoppable(), alone_at(output):
             merge_into(trained, output)
@@ -82,7 +82,7 @@ def check_base(trained: TrainedAdapter, given: str | None) -> None:
 
 def merge_into(trained: TrainedAdapter, output: Path) -> None:
     """Write the merged model, and print what it was made from and what rounding lost."""
-    say_loading("torch and transformers")
+    print_loading("torch and transformers")
     settle_torch()
     quiet_libraries()
     # Saving a model makes transformers probe DeepSpeed, which would log that it searches for a GPU.

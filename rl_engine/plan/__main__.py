@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import exit_with_error, say_loading
+from evals.command import exit_with_error, print_loading
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
@@ -86,7 +86,7 @@ def main(
         given = [Devices.parse(text) for text in devices or ()]
         refuse_no_run(measured_in)
         several = read_all(config, overrides or ())
-        say_loading("torch and transformers")
+        print_loading("torch and transformers")
         if len(several) > 1:
             show_together(several, given)
             return
@@ -102,22 +102,22 @@ def main(
 
 
 # Option → the option it depends on, and its own default.
-SAID_OF = {
+NEEDS_OPTION = {
     "mfu": ("card", 0.4),
     "from_devices": ("from", 1),
     "loss_nats": ("supervised_tokens", 0.69),
 }
-OF_ONE = ("prompt_tokens", "completion_tokens", "supervised_tokens", "from", "tokens_per_s", "card")
+SINGLE_PLAN = ("prompt_tokens", "completion_tokens", "supervised_tokens", "from", "tokens_per_s", "card")
 """Options that only apply when planning a single configuration."""
 
 
 def refuse_idle(config: Sequence[str], measured_in: Path | None, **options: Any) -> None:
     """Raise `ConfigError` for an option that was given but has no effect with the others."""
     options["from"] = measured_in
-    for name, (other, default) in SAID_OF.items():
+    for name, (other, default) in NEEDS_OPTION.items():
         if options[name] != default and options[other] is None:
             raise ConfigError(f"{_flag(name)} is {options[name]}, and has no effect: give {_flag(other)} too")
-    for name in OF_ONE if len(config) > 1 else ():
+    for name in SINGLE_PLAN if len(config) > 1 else ():
         if options[name] is not None:
             raise ConfigError(f"{_flag(name)} has no effect with several --config: plan them one by one")
 

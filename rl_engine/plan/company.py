@@ -133,7 +133,7 @@ def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list
     """Lines for the console: the groups that can train together, and what each needs on each choice of devices, or on
     this machine if none is given. Raises `ConfigError` if two runs have the same directory."""
     places = [Place.on(each) for each in devices] or [Place.here(Ranks(0, 1, torch.device("cpu")))]
-    told: list[dict[str, str]] = []
+    shown: list[dict[str, str]] = []
     for group in groups_of(configs):
         runs = [cell.config for cell in group.cells]
         names = {"runs": ", ".join(cell.name for cell in group.cells), **dict.fromkeys(group.apart, "")}
@@ -144,10 +144,10 @@ def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list
                 lines = company_lines(settled, place, at_once)
             except ConfigError as error:
                 lines = {"together": str(error)}
-            told.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})
+            shown.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})
         if group.alone is not None:
-            told.append(names)
-    return told
+            shown.append(names)
+    return shown
 
 
 def _most(memory: Memory) -> float:

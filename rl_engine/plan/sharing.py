@@ -85,8 +85,8 @@ def groups_of(configs: Sequence[Config]) -> list[Group]:
                 break
             apart.append(f"{cell.name} does not train together with {first.name}: {why}")
         else:
-            told = [f"{cell.name} trains alone: {alone}"] if alone else apart
-            groups.append(Group([cell], alone, told))
+            notes = [f"{cell.name} trains alone: {alone}"] if alone else apart
+            groups.append(Group([cell], alone, notes))
     return groups
 
 

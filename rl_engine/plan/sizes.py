@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rollout.models import said_of_layers
+from rollout.models import values_of_layers
 from rollout.servable import layer_kinds
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Widths:
         text_config: Any = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
 
         def largest(name: str) -> Any:
-            return max(said_of_layers(text_config, name), default=0)
+            return max(values_of_layers(text_config, name), default=0)
 
         # Families without attention have no such key.
         heads = largest("num_attention_heads") or 1
@@ -100,7 +100,7 @@ class Widths:
             kv_layers=attending - largest("num_kv_shared_layers"),
             conv_state=conv_state,
             recurrent_state=recurrent_state,
-            exact_states=text_config.model_type in EXACT_STATES or "float32" in said_of_layers(text_config, EXACT),
+            exact_states=text_config.model_type in EXACT_STATES or "float32" in values_of_layers(text_config, EXACT),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,

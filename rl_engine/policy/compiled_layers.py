@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rl_engine.config import Config
 from rl_engine.policy.attention import VARLEN
 from rl_engine.policy.base_model import attention_of
-from rl_engine.policy.logits import compiler_said
+from rl_engine.policy.logits import compiler_message
 
 WORTH_COMPILING = 100_000_000
 """Fewest parameters for which passes are long enough: compiling takes 15 s at 1.5B in a process without vLLM (H200)."""
@@ -71,15 +71,15 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
     except torch.OutOfMemoryError:
         raise  # the plain layers need no less memory
     except (RuntimeError, AssertionError) as raised:  # from the compiler, or from kernels that it made
-        said = f"torch.compile does not work here: {compiler_said(raised)}"
+        message = f"torch.compile does not work here: {compiler_message(raised)}"
     else:
         error = float(torch.stack(errors).amin(dim=0).max())
         if error <= SAME_GRADIENT:
             for layer, forward in zip(layers, compiled, strict=True):
                 layer.forward = forward
             return True
-        said = f"torch.compile gives wrong gradients here (off by up to {error:.0%})"
-    warnings.warn(f"{said}; the learner runs uncompiled, and slower", NotCompiledWarning, stacklevel=2)
+        message = f"torch.compile gives wrong gradients here (off by up to {error:.0%})"
+    warnings.warn(f"{message}; the learner runs uncompiled, and slower", NotCompiledWarning, stacklevel=2)
     return False
 
 

@@ -114,7 +114,7 @@ def only(parts: int) -> Callable[..., tuple[Tensor, ...]]:
     return first
 
 
-def compiler_said(error: Exception) -> str:
+def compiler_message(error: Exception) -> str:
     """The first two lines of an error of torch's compiler: which part of it failed, and why."""
     return " ".join(str(error).strip().splitlines()[:2])
 
@@ -133,7 +133,7 @@ def compiled(parts: int) -> Callable[..., tuple[Tensor, ...]]:
         except torch._dynamo.exc.TorchDynamoException as error:
             warnings.warn(
                 f"torch.compile does not work here, so the output embedding's chunks take several passes over their "
-                f"logits: {compiler_said(error)}",
+                f"logits: {compiler_message(error)}",
                 stacklevel=2,
             )
             chosen[0] = only(parts)

@@ -31,7 +31,7 @@ from rewards.command import Command
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_resolved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -81,7 +81,7 @@ def main(
             raise ValueError("--merged-dtype is given without --merged")
         if not dry_run:
             require_token()
-        trained = read_meant(adapter, base_model, say)
+        trained = read_resolved(adapter, base_model, say)
         release = Release(
             adapter=trained,
             repo=repo,

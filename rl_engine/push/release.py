@@ -35,7 +35,7 @@ from rollout.models import from_home
 CARD = "README.md"
 PLOT = "curves.png"
 # Sections whose strings a model reads or writes; they are kept even if they look like paths.
-SPOKEN = ("prompt", "sampling")
+SENT_TO_THE_MODEL = ("prompt", "sampling")
 
 
 def make_release(release: Release, folder: Path, say: Callable[[str], None] = print) -> list[Path]:
@@ -151,9 +151,9 @@ def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """The same values with every absolute path replaced by its last part, except in `SPOKEN` sections."""
+    """The same values with every absolute path replaced by its last part, except in `SENT_TO_THE_MODEL` sections."""
     if isinstance(value, dict):
-        return {key: inner if key in SPOKEN else without_paths(inner) for key, inner in value.items()}
+        return {key: inner if key in SENT_TO_THE_MODEL else without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner) for inner in value]
     return Path(value).name if _is_path(value) else value
@@ -177,7 +177,7 @@ def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[str]:
 
 def _paths(value: Any) -> Iterator[Path]:
     if isinstance(value, dict):
-        value = [inner for key, inner in value.items() if key not in SPOKEN]
+        value = [inner for key, inner in value.items() if key not in SENT_TO_THE_MODEL]
     if isinstance(value, list):
         for inner in value:
             yield from _paths(inner)

@@ -29,8 +29,8 @@ def _rows() -> tuple[tuple[Callable[[str], object], str], ...]:
     rows = []
     for line in table.splitlines():
         names, what, healthy, otherwise = (cell.strip() for cell in line.split("|")[1:5])
-        said = {"": what, "Healthy: ": healthy, "Otherwise: ": otherwise}
-        text = " ".join(f"{lead}{cell}." for lead, cell in said.items() if cell)
+        sentences = {"": what, "Healthy: ": healthy, "Otherwise: ": otherwise}
+        text = " ".join(f"{lead}{cell}." for lead, cell in sentences.items() if cell)
         rows.append((re.compile("|".join(_patterns(names))).fullmatch, _plain(text)))
     return tuple(rows)
 

@@ -61,13 +61,13 @@ class Board:
 
     def error(self, name: str, text: str) -> None:
         """Print what ended a run: to stderr, as for a single run, unless a table is shown."""
-        told = f"error: {text.rstrip()}"
+        message = f"error: {text.rstrip()}"
         if self._live is None and not self.quiet:
             where = Console(stderr=True, highlight=False)
-            for line in told.splitlines():
+            for line in message.splitlines():
                 where.print(f"[bold red]{escape(name)}[/bold red]  {escape(line)}", soft_wrap=True)
         else:
-            self.note(name, told)
+            self.note(name, message)
 
     def state(self, name: str, state: str) -> None:
         self._states[name] = state

@@ -116,10 +116,10 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
     if errors := [error for _, _, error in seen if error]:
         raise AdapterError(errors[0])
     if len({*seen}) > 1:
-        told = ", ".join(f"rank {rank} {'none' if step is None else step}" for rank, (step, _, _) in enumerate(seen))
+        steps = ", ".join(f"rank {rank} {'none' if step is None else step}" for rank, (step, _, _) in enumerate(seen))
         raise ConfigError(
-            f"{checkpoints.root}: the ranks do not see the same newest checkpoint (after step: {told}): put output_dir "
-            "on a file system that all ranks share"
+            f"{checkpoints.root}: the ranks do not see the same newest checkpoint (after step: {steps}): put "
+            "output_dir on a file system that all ranks share"
         )
     return found
 

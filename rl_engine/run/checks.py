@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import begins, check_output, refuse_mount, refuse_occupied, refuse_place, refuse_unmarked
 from rl_engine.run.services import TRACKERS
-from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, gone_version, meant_version
+from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, missing_version, resolve_version
 from rollout.files.durable import check_writable
 from rollout.frames import refuse_spelt_newline
 from rollout.models import check_files, from_home
@@ -51,15 +51,15 @@ def check_start(start: str) -> None:
     """
     place = from_home(start)
     if not (place / PEFT_CONFIG).is_file():
-        told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
-        raise ConfigError(f"lora.start_from: {told}")
+        message = missing_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
+        raise ConfigError(f"lora.start_from: {message}")
     read_peft(place, "lora.start_from")
 
 
 def _way_out(place: Path) -> str:
     """A hint about which adapter in a directory may be meant; for a run, one fixed version: the run may still train."""
     with contextlib.suppress(AdapterError):
-        if (meant := meant_version(place)).why:
+        if (meant := resolve_version(place)).why:
             return f"; {meant.why.partition(':')[0]}: give {meant.directory}"
     return adapters_inside(place)
 

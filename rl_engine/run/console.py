@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import new_console
-from rewards.command import lead_nowhere
+from rewards.command import redirect_to_null
 
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
@@ -105,7 +105,7 @@ class LastingOutput:
         try:
             yield
         except OSError:
-            lead_nowhere(self._file)
+            redirect_to_null(self._file)
 
 
 def _lasting_console() -> Console:

@@ -30,7 +30,7 @@ from rollout.files.durable import numbered
 from rollout.files.ownership import MARKER, place_aside
 
 CHECKPOINTS = "checkpoints"
-CHANGES_TOLD = 6
+CHANGES_SHOWN = 6
 """Largest number of changed settings that are listed when an earlier run is replaced."""
 Say = Callable[[str], None]
 """Prints a line for the user."""
@@ -89,8 +89,8 @@ def sole_writer(
     with (run / LOCK).open("a", encoding="utf-8") as file:
         if not takes_lock(file):
             raise _occupied(run)
-        if told := locks_on_one_machine(run):
-            say(f"warning: {told}")
+        if message := locks_on_one_machine(run):
+            say(f"warning: {message}")
         try:
             if overwrite and _written(run):
                 refuse_unmarked(run)
@@ -142,10 +142,10 @@ def _described(run: Path, config: Config | SftConfig) -> str:
         found = [change for change in changes_since(run, config) if change.key != "output_dir"]
     except ConfigError:
         return f"the earlier run ({steps} steps)"
-    told = [str(change) for change in found[:CHANGES_TOLD]]
-    if len(found) > CHANGES_TOLD:
-        told.append("…")
-    settings = f"other settings: {'; '.join(told)}" if told else "the same settings"
+    listed = [str(change) for change in found[:CHANGES_SHOWN]]
+    if len(found) > CHANGES_SHOWN:
+        listed.append("…")
+    settings = f"other settings: {'; '.join(listed)}" if listed else "the same settings"
     return f"the earlier run ({steps} steps, {settings})"
 
 

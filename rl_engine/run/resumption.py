@@ -99,10 +99,10 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
 
 def notes_on(found: Sequence[Changed]) -> Iterator[str]:
     """Messages about the changes that are allowed."""
-    told = [change for change in found if change.key != "output_dir"]
-    if told:
-        yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, told))}"
-    rounded = [change.key for change in told if change.rule is ResumeRule.ROUNDING]
+    changed = [change for change in found if change.key != "output_dir"]
+    if changed:
+        yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, changed))}"
+    rounded = [change.key for change in changed if change.rule is ResumeRule.ROUNDING]
     if rounded:
         yield (
             f"{', '.join(rounded)}: from here on the run equals an uninterrupted one up to rounding, no longer bit for "

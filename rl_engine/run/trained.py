@@ -22,8 +22,8 @@ from rollout.adapters import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
     AdapterError,
-    meant_version,
     read_manifest,
+    resolve_version,
     sha256_of,
 )
 from rollout.models import EMBEDDED, EMBEDDED_DIR
@@ -199,9 +199,9 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     )
 
 
-def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -> TrainedAdapter:
+def read_resolved(path: Path, base_model: str | None, say: Callable[[str], None]) -> TrainedAdapter:
     """`read_trained` for the version that the user means; if a run was given, `say` reports which version it is."""
-    meant = meant_version(path)
+    meant = resolve_version(path)
     if path.is_dir() and not (meant.directory / MANIFEST).is_file():
         raise AdapterError(
             f"--adapter: {path} is neither a published version (no {MANIFEST}) nor a run with adapters: give a run's "

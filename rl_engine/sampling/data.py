@@ -53,7 +53,7 @@ class TrainingData:
                 f"warning: {self.unplaced:,} problems have a system turn, and prompt.template has no place for one: it "
                 "is left out"
             )
-        notes += [f"warning: {told}" for told in turns_left_out([prompt.problem for prompt in self.prompts])]
+        notes += [f"warning: {note}" for note in turns_left_out([prompt.problem for prompt in self.prompts])]
         if different < len(self.prompts):
             notes.append(f"warning: only {different:,} of {len(self.prompts):,} problems are different")
         if different < places:

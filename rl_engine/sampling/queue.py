@@ -29,7 +29,7 @@ class RolloutQueue(Protocol):
         ...
 
     @property
-    def tells_all(self) -> bool:
+    def has_all_groups(self) -> bool:
         """Whether `collect` returns all sampled groups on every rank, rather than only the rank's share."""
         ...
 
@@ -44,7 +44,7 @@ class RolloutQueue(Protocol):
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
         """Wait for the groups of a request, one per prompt, in order: all of them on every rank if the queue
-        `tells_all`, otherwise this rank's share, as dealt by `Ranks.share`.
+        `has_all_groups`, otherwise this rank's share, as dealt by `Ranks.share`.
 
         `meanwhile` may be called with groups as they arrive, each at most once, while others are still being sampled.
         It must return quickly.
@@ -80,7 +80,7 @@ class LocalQueue:
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
-    def tells_all(self) -> bool:
+    def has_all_groups(self) -> bool:
         return False
 
     def submit(self, batch: PromptBatch) -> Request:
@@ -126,7 +126,7 @@ class StreamingQueue:
     """Continuations whose first part has not been sampled yet."""
 
     @property
-    def tells_all(self) -> bool:
+    def has_all_groups(self) -> bool:
         return False
 
     def submit(self, batch: PromptBatch) -> Request:
@@ -157,7 +157,7 @@ class StreamingQueue:
         """Advance everything in flight by one token; return the items that are finished."""
         if self.stop.asked:
             raise Stopped
-        with self.stop.noted():
+        with self.stop.deferred():
             self.engine.advance()
         done = [item for item, batch in self._going.items() if batch.done]
         for item in done:

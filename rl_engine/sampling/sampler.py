@@ -54,11 +54,11 @@ class Sampler:
         with together(self.ranks, self.stop), GradingAside(grade) as aside:
             groups = self.queue.collect(request, aside.take)
             sampled = time.monotonic()
-            mine = self.ranks.share(groups) if self.queue.tells_all else groups
+            mine = self.ranks.share(groups) if self.queue.has_all_groups else groups
             with self.stop.raised():
                 verdicts = [one.results for one in aside.all_of(mine)]
         # Completions are far larger than verdicts, so they are sent only once.
-        if not self.queue.tells_all:
+        if not self.queue.has_all_groups:
             groups = self.ranks.gather(groups)
         graded = [
             GradedGroup(group, results) for group, results in zip(groups, self.ranks.gather(verdicts), strict=True)

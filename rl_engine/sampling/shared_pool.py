@@ -39,7 +39,7 @@ class RankSharedPool:
         return self
 
     @property
-    def tells_all(self) -> bool:
+    def has_all_groups(self) -> bool:
         return True
 
     def submit(self, batch: PromptBatch) -> Request:
@@ -53,13 +53,13 @@ class RankSharedPool:
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
         """See `RolloutQueue.collect`. With several ranks all groups are passed on at once, when the last is there.
         Raises `Stopped` on a request to stop."""
-        groups, told = None, set[WorkItem]()
+        groups, announced = None, set[WorkItem]()
         while groups is None:
             leave_if_asked(self.ranks, self.stop)
             if self.ranks.count == 1:
-                done = [item for item in request.items if item.groups is not None and item not in told]
-                if done and len(told) + len(done) < len(request.items):
-                    told.update(done)
+                done = [item for item in request.items if item.groups is not None and item not in announced]
+                if done and len(announced) + len(done) < len(request.items):
+                    announced.update(done)
                     meanwhile([group for item in done for group in item.groups or ()])
             groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
         return groups

@@ -37,5 +37,5 @@ def leave_if_asked(ranks: Ranks, stop: StopRequest) -> None:
         # The reduced value decides: a signal that arrives from now on counts at the next check.
         number = int(ranks.max(torch.tensor(float(number), device=ranks.device)))
     if number:
-        stop.heed(number)
+        stop.record(number)
         raise Stopped

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, quiet_libraries, say_loading, settle_torch
+from evals.command import exit_with_error, print_loading, quiet_libraries, settle_torch
 from rl_engine.command import (
     EXPLAINED,
     ConfigFile,
@@ -71,9 +71,9 @@ def main(
         wanted = wanted_of_hub(settings)
         stay_offline_without(wanted)
         check_hub(wanted)
-        say_loading("torch, transformers and TRL")
+        print_loading("torch, transformers and TRL")
         settle_torch()
-        with stop.heard():
+        with stop.listening():
             with loading():
                 quiet_libraries()
                 from rl_engine.sft.run import run_sft

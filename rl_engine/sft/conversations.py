@@ -68,11 +68,11 @@ class Dropped:
         self.examples.setdefault(reason, where)
 
     def describe(self) -> str:
-        told = [
+        counted = [
             f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
             for reason, count in self.counts.most_common()
         ]
-        return "; ".join([*told, *([f"columns not read: {named(self.unread)}"] if self.unread else [])])
+        return "; ".join([*counted, *([f"columns not read: {named(self.unread)}"] if self.unread else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,13 +198,13 @@ def file_conversations(
     rows = list(rows_of(Path(path), dropped.drop, key, split))
     if rows:
         first = rows[0][1]
-        told, way_out = columns_of_file(first, Path(path), key)
+        listed, way_out = columns_of_file(first, Path(path), key)
         for role, name in data.columns:
             if name is not None and not any(has_column(row, name) for _, row in rows):
-                raise ValueError(f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {told}")
+                raise ValueError(f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {listed}")
         if not any(_has_turns(row, columns_of(data)) for _, row in rows):
             raise ValueError(
-                f"{key}: {path} has {_missing(columns_of(data))}; {told}: say which it is with data.columns.messages="
+                f"{key}: {path} has {_missing(columns_of(data))}; {listed}: say which it is with data.columns.messages="
                 f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{way_out}"
             )
         # Columns that are not read, such as a separate system prompt or input.

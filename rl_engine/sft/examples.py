@@ -96,8 +96,8 @@ class ExampleRenderer:
                 )
             asked, answered = messages
             if thoughts := [name for name in THOUGHTS if name in answered]:
-                said = f"a turn's {thoughts[0]}, for which prompt.template {self.prompt.template} has no place"
-                raise UnusableConversationError(said)
+                message = f"a turn's {thoughts[0]}, for which prompt.template {self.prompt.template} has no place"
+                raise UnusableConversationError(message)
             problem = Problem(id="", text=asked["content"], answer="")
             question = Renderer(self.tokenizer, self.prompt).render(problem)
             parts = [
@@ -196,9 +196,9 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
         named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
-        told = f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
+        message = f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
         way_out_of_test = f"; lower data.test_size ({data.test_size}), which took every usable example for testing"
-        raise ValueError(told + way_out_of_test if test else told)
+        raise ValueError(message + way_out_of_test if test else message)
     return found
 
 

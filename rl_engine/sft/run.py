@@ -75,7 +75,7 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
         run = assemble(config, tokenizer, stop, resume=resume)
     if earlier is not None:
         run.records.on_first_step = earlier.give_way
-    with stop.noted(), losses_explained(config, lambda: f"step {run.step + 1}: "):
+    with stop.deferred(), losses_explained(config, lambda: f"step {run.step + 1}: "):
         return _train(run, resume=resume, merged=merged)
 
 

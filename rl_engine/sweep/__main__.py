@@ -115,7 +115,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         retry_failed=retry_failed,
         sharing=sharing,
         cards=cards,
-        on_result=now_and_then(lambda results: write_report(config, results.by_cell)),
+        on_result=at_intervals(lambda results: write_report(config, results.by_cell)),
     )
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:
@@ -133,12 +133,12 @@ def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list
     count = COMMANDS[config.command].cards
     hands = dealt(cards, config.jobs, (count(target.settings) for target in targets.values()))
     if len(hands) < config.jobs:
-        told = f"jobs is {config.jobs}, but {len(cards)} card(s) have room for only {max(1, len(hands))} at a time"
-        console.print(f"{told}; with `together` several runs share a card", soft_wrap=True)
+        message = f"jobs is {config.jobs}, but {len(cards)} card(s) have room for only {max(1, len(hands))} at a time"
+        console.print(f"{message}; with `together` several runs share a card", soft_wrap=True)
     return config.model_copy(update={"jobs": max(1, len(hands))}), hands
 
 
-def now_and_then(report: Callable[[Results], object]) -> Callable[[Results], None]:
+def at_intervals(report: Callable[[Results], object]) -> Callable[[Results], None]:
     """`report`, but skipped if the last call was less than `REPORT_S` ago."""
     last = -math.inf
 

@@ -58,10 +58,10 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
         others = {key: values for key, values in grid.items() if key != config.axis}
         for values in itertools.product(*others.values()):
             at = dict(zip(others, values, strict=True))
-            told = [f"{key}={_text(value)}" for key, value in at.items() if len(others[key]) > 1]
+            coordinates = [f"{key}={_text(value)}" for key, value in at.items() if len(others[key]) > 1]
             arms.append(
                 Arm(
-                    name=", ".join([family, *told] if family else told) or Path(config.base).stem,
+                    name=", ".join([family, *coordinates] if family else coordinates) or Path(config.base).stem,
                     family=family,
                     at=at,
                     overrides=overrides,

@@ -86,8 +86,8 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
     _name(axes, config.score.metric)
     if before is not None:
         # The legend gives the value even if the line is outside the axes.
-        told = f"{before:.1%}" if titles_of(config.score.metric)[1].startswith("%") else f"{before:.3g}"
-        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {told}")
+        shown_score = f"{before:.1%}" if titles_of(config.score.metric)[1].startswith("%") else f"{before:.3g}"
+        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {shown_score}")
     legend_below(figure, _signs(axes))
     return figure
 

@@ -49,9 +49,9 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
 def compared(config: SweepConfig, arm: Arm, over: str) -> Hashable:
     """What an arm represents: a LoRA rank if it sets nothing else, full fine-tuning, or its own name."""
     given = config.arms.get(arm.family, {})
-    told = {**given, **arm.at}
-    if told.get("method") == "full":
+    settings = {**given, **arm.at}
+    if settings.get("method") == "full":
         return (FULL,)
-    if RANK in told and over != RANK and given.keys() - config.grid.keys() <= SAY_NO_MORE_THAN_A_RANK:
-        return int(told[RANK])
+    if RANK in settings and over != RANK and given.keys() - config.grid.keys() <= SAY_NO_MORE_THAN_A_RANK:
+        return int(settings[RANK])
     return arm.family or arm.name

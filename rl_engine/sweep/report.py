@@ -57,8 +57,8 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
 def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
     """Read a summary.json. Raises `ConfigError` if it does not exist or is something else."""
     if not summary.is_file():
-        told = f"is a directory: give {summary / SUMMARY}" if summary.is_dir() else "does not exist"
-        raise ConfigError(f"--redraw: {summary} {told}")
+        message = f"is a directory: give {summary / SUMMARY}" if summary.is_dir() else "does not exist"
+        raise ConfigError(f"--redraw: {summary} {message}")
     try:
         values = json.loads(summary.read_text(encoding="utf-8"))
         config = SweepConfig.model_validate(values["config"])

@@ -21,10 +21,10 @@ def company_lines(configs: Sequence[Config], together: int, jobs: int) -> dict[s
     unsafe.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(reckoned, configs, together, jobs).result()
+        return pool.submit(estimate_company, configs, together, jobs).result()
 
 
-def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
+def estimate_company(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
     """Like `company_lines`, in this process, which imports torch."""
     from dataclasses import replace
 
@@ -49,8 +49,8 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
         return {**lines, "jobs": f"{jobs} such processes at a time"} if jobs > 1 else lines
     except ConfigError as error:
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""
-        told = str(error).replace("or let fewer run at once: --together", "or give a smaller together")
-        raise ConfigError(f"together={together}: {told}{share}") from error
+        message = str(error).replace("or let fewer run at once: --together", "or give a smaller together")
+        raise ConfigError(f"together={together}: {message}{share}") from error
 
 
 # Two processes on one card would each claim the memory that was free when they started. To share a card, several runs

@@ -28,7 +28,7 @@ from rl_engine.sweep.work.runs import CELL, sole_user
 from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
 from rollout.files.ownership import MARKER
-from rollout.stopping import ECHO_S, hear_stops
+from rollout.stopping import ECHO_S, handle_stops
 
 POLL_S = 0.1
 WRITTEN = ("cells", LOGS, RESULTS, TABLE, SUMMARY)
@@ -47,9 +47,9 @@ class Stop:
     """Monotonic seconds."""
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Note the signals of `STOPS` inside the block."""
-        before = hear_stops(self._note)
+        before = handle_stops(self._note)
         try:
             yield
         finally:
@@ -82,7 +82,7 @@ def run_sweep(
     Raises `ConfigError` when `output_dir` holds runs with other settings."""
     check_ours(config.output)
     stop = Stop()
-    with sole_user(config.output) as lock, stop.heard():
+    with sole_user(config.output) as lock, stop.listening():
         results = Results(config.output / RESULTS)
         write_synced(config.output / MARKER, "Written by a sweep of rl_engine.\n")
         check_unchanged(config, targets, results)
@@ -91,8 +91,8 @@ def run_sweep(
             results.forget_failed()
         results.write()
         progress = SweepProgress(config=config, targets=targets)
-        if told := locks_on_one_machine(config.output):
-            progress.note(f"warning: {told}")
+        if message := locks_on_one_machine(config.output):
+            progress.note(f"warning: {message}")
         try:
             slots = WorkSlots(config, targets, sharing, lock, progress.note, cards)
             run_cells(slots, results, stop, progress, on_result)

@@ -61,10 +61,10 @@ def room_lines(config: SweepConfig, targets: Targets, sharing: Sharing) -> Seque
     if reckon is None or not sharing.groups:
         return []
     seeds = len(config.seeds)
-    told = []
+    rows = []
     for group in sharing.groups:
         settings = [targets[point].settings for point in group for _ in range(seeds)]
         if len(settings) > 1:
             names = ", ".join(dict.fromkeys(arm for arm, _ in group))
-            told.append({"arms": names, **reckon(settings, config.together, config.jobs)})
-    return told
+            rows.append({"arms": names, **reckon(settings, config.together, config.jobs)})
+    return rows

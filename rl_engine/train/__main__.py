@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, new_console, say_loading
+from evals.command import exit_with_error, new_console, print_loading
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
@@ -90,8 +90,8 @@ def main(
         exit_with_error(str(error), 2)
     try:
         check(settings, beginning, only_check=dry_run)
-        tell_apart(groups, together)
-        with losses_explained(settings[0]), stop.heard():
+        print_groups(groups, together)
+        with losses_explained(settings[0]), stop.listening():
             if len(groups) > 1 and not dry_run:
                 files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
                 flags = [f"--{name.replace('_', '-')}" for name, given in asdict(beginning).items() if given]
@@ -107,7 +107,7 @@ def main(
     raise typer.Exit(code)
 
 
-def tell_apart(groups: Sequence[Group], together: int | None) -> None:
+def print_groups(groups: Sequence[Group], together: int | None) -> None:
     """Print which runs cannot train side by side and why; for a single run, say that `--together` has no effect."""
     lines = [line for group in groups for line in group.apart]
     if sum(len(group.cells) for group in groups) == 1:
@@ -138,7 +138,7 @@ def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) 
 
 def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: bool) -> int:
     """Assemble and train, and return the exit code. Raises `Stopped` on a request to stop before training has begun."""
-    say_loading("torch, transformers and DeepSpeed")
+    print_loading("torch, transformers and DeepSpeed")
     with among_ranks(config) as ranks:
         with loading():
             from rl_engine.train.one_run import train_run
@@ -178,10 +178,10 @@ def run_together(
 ) -> int:
     """Like `run`, for the runs of one group side by side; a dry run shows all groups."""
     share_heap()
-    say_loading("torch, transformers and DeepSpeed")
+    print_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:
         with loading():
-            from rl_engine.train.company import Wishes, show_all, train_all
+            from rl_engine.train.company import GroupOptions, show_all, train_all
             from rl_engine.train.resolve import resolve_together
 
         settled = []
@@ -195,7 +195,7 @@ def run_together(
             show_all(settled, ranks, beginning)
             return 0
         ((group, number),) = settled
-        return train_all(group.cells, ranks, stop, Wishes(at_once=number, beginning=beginning))
+        return train_all(group.cells, ranks, stop, GroupOptions(at_once=number, beginning=beginning))
 
 
 if __name__ == "__main__":

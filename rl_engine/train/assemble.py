@@ -112,7 +112,7 @@ def load_suites(
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
             for reason, count in loaded.dropped.most_common()
         ]
-        notes += [f"warning: suite {suite.name}: {told}" for told in turns_left_out(problems)]
+        notes += [f"warning: suite {suite.name}: {note}" for note in turns_left_out(problems)]
     return suites, notes
 
 
@@ -199,8 +199,8 @@ def prepare_run(
         suites, notes = load_suites(config, renderer, data.extra_columns)
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
-    if (told := renderer.endless_turn(ends, sampling.stop)) is not None:
-        notes.append(f"warning: {told}; give the token in sampling.stop, or another prompt.template")
+    if (note := renderer.endless_turn(ends, sampling.stop)) is not None:
+        notes.append(f"warning: {note}; give the token in sampling.stop, or another prompt.template")
     for line in [*model_notes(config.model), *notes]:
         console.note(line)
     context = max(least_context, context_needed(config, suites, eval_sampling))
@@ -298,8 +298,8 @@ def saved_at_every_step(config: Config) -> Config:
 def hash_of_run(config: Config, data: TrainingData) -> str:
     """Digest of the settings and of the problems as the policy sees them."""
     problems = [prompt.problem for prompt in data.prompts]
-    told = (f"\0{json.dumps(one.extra, sort_keys=True)}" if one.extra else "" for one in problems)
-    texts = (f"{one.text}\0{one.answer}{extra}" for one, extra in zip(problems, told, strict=True))
+    extras = (f"\0{json.dumps(one.extra, sort_keys=True)}" if one.extra else "" for one in problems)
+    texts = (f"{one.text}\0{one.answer}{extra}" for one, extra in zip(problems, extras, strict=True))
     seen = zip((prompt.token_ids for prompt in data.prompts), texts, strict=True)
     return config_hash(config, problems_digest(seen))
 

@@ -52,7 +52,7 @@ Given = dict[str, tuple[Prepared, Grader, CellConsole]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class GroupOptions:
     """Options of the command that apply to every run."""
 
     at_once: int
@@ -60,7 +60,7 @@ class Wishes:
     beginning: Beginning
 
 
-def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
+def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: GroupOptions) -> int:
     """Train runs that can share, and return the exit code: 1 if any failed; a single run's own code.
 
     Errors in any configuration are raised before weights are loaded.
@@ -99,7 +99,7 @@ def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
         raise ConfigError(f"{cell.name}: {error}") from error
 
 
-def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, wishes: Wishes) -> Prepared:
+def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, wishes: GroupOptions) -> Prepared:
     """Check the run as far as possible without weights, and return its data."""
     if not wishes.beginning.overwrite:
         check_output(config, resume=wishes.beginning.resume)
@@ -111,7 +111,7 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, w
 
 
 def train_group(
-    cells: Sequence[NamedConfig], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: Wishes
+    cells: Sequence[NamedConfig], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: GroupOptions
 ) -> dict[str, int]:
     """Train the runs side by side; return the exit code of each that was started."""
     configs, place = [cell.config for cell in cells], Place.here(ranks)
@@ -124,7 +124,7 @@ def train_group(
     context = max(prepared.context for prepared, _, _ in given.values())
     engine = start_shared_engine(configs, ranks, context, at_once)
     try:
-        with stop.noted(), board.shown():
+        with stop.deferred(), board.shown():
             company = Company(base, engine, ranks, stop, at_once, wishes, board)
             company.train(cells, given)
     finally:
@@ -147,7 +147,7 @@ class Company:
     ranks: Ranks
     stop: StopRequest
     at_once: int
-    wishes: Wishes
+    wishes: GroupOptions
     board: Board
     codes: dict[str, int] = field(default_factory=dict, init=False)
     """Name of a finished run → the exit code it would have had alone."""
@@ -236,7 +236,7 @@ class Company:
         if self.ranks.count > 1:
             asked = int(self.ranks.max(torch.tensor(float(asked), device=self.ranks.device)))
         if asked:
-            self.stop.heed(asked)
+            self.stop.record(asked)
         for one in self._at_work:
             if self._broken is not None:
                 one.turn.interrupt(self._broken)

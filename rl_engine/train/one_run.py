@@ -65,20 +65,22 @@ def train_in_place(
         run = assemble(config, ranks, grader, resume, console=console, stop=stop, shared=shared)
         if earlier is not None:
             run.records.on_first_step = earlier.give_way
-        with stop.noted():
+        with stop.deferred():
             try:
                 with losses_explained(config, lambda: f"step {run.step}, version {run.version}: "):
                     train(run)
             except Stopped:
-                tell_stopped(run)
+                report_stop(run)
                 return stop.exit_code
             except (SamplerGapError, GradingFailedError) as error:
-                raise RunFailedError(f"step {run.step}, version {run.version}: {error}\n{way_on(run)}") from error
+                raise RunFailedError(
+                    f"step {run.step}, version {run.version}: {error}\n{how_to_continue(run)}"
+                ) from error
             except NonFiniteGradientError as error:
                 saved = what_is_saved(config)
                 raise RunFailedError(f"step {run.step}, version {run.version}: {error}\n{saved}") from error
             except EngineError as error:
-                raise RunFailedError(f"step {run.step}: {error}\n{way_on(run)}") from error
+                raise RunFailedError(f"step {run.step}: {error}\n{how_to_continue(run)}") from error
             finally:
                 with contextlib.closing(run.sampler.engine):
                     run.records.close()
@@ -96,7 +98,7 @@ def train_in_place(
     return 0
 
 
-def tell_stopped(run: LiveRun) -> None:
+def report_stop(run: LiveRun) -> None:
     """Print what was kept, after everything that can be saved has been."""
     finished = run.finished
     if not finished.step:
@@ -108,7 +110,7 @@ def tell_stopped(run: LiveRun) -> None:
     run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
 
 
-def way_on(run: LiveRun) -> str:
+def how_to_continue(run: LiveRun) -> str:
     """How to continue after an error. By then the last finished step has been saved, if that was possible."""
     step = run.finished.step
     if run.unsaved:

@@ -35,9 +35,9 @@ def prepare_ray(address: str | None) -> None:
 
 def check_address(address: str) -> None:
     """Raises a one-line `ValueError` if there is no cluster to join at `rollout.address`."""
-    told = f"rollout.address is {address or 'empty'}"
+    message = f"rollout.address is {address or 'empty'}"
     if address != "auto" and not _is_host_and_port(address):
-        raise ValueError(f"{told}: give auto, or the HOST:PORT of a cluster as `ray start --head` says it")
+        raise ValueError(f"{message}: give auto, or the HOST:PORT of a cluster as `ray start --head` says it")
     prepare_ray(address)
     # As `ray.init` does: it finds the cluster of `auto`, and replaces loopback by the machine's own address.
     from ray._private.services import canonicalize_bootstrap_address
@@ -45,14 +45,14 @@ def check_address(address: str) -> None:
     try:
         found = canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError) as error:  # ValueError: RAY_ADDRESS has no port
-        raise ValueError(f"{told}, and no Ray cluster is found on this machine: {WAY_OUT}") from error
+        raise ValueError(f"{message}, and no Ray cluster is found on this machine: {WAY_OUT}") from error
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LONGEST_WAIT_S).close()
     except OSError as error:
         where = "" if found == address else f", which is {found}"
         why = error.strerror or error
-        raise ValueError(f"{told}{where}, and no Ray cluster listens there ({why}): {WAY_OUT}") from error
+        raise ValueError(f"{message}{where}, and no Ray cluster listens there ({why}): {WAY_OUT}") from error
 
 
 def _is_host_and_port(address: str) -> bool:

@@ -259,8 +259,8 @@ def _problem_of(row: ProblemRow) -> Problem:
 def turns_left_out(problems: Sequence[Problem]) -> list[str]:
     """A message about problems that follow earlier turns of a chat; empty if there are none."""
     cut = [one.id for one in problems if one.continues]
-    told = f"{len(cut):,} problems come after other turns of a chat, and only the user's last turn is asked"
-    return [f"{told} (for one, {cut[0]})"] if cut else []
+    message = f"{len(cut):,} problems come after other turns of a chat, and only the user's last turn is asked"
+    return [f"{message} (for one, {cut[0]})"] if cut else []
 
 
 def _with_all_columns(problems: list[Problem]) -> list[Problem]:
@@ -305,5 +305,5 @@ def _explain_columns(part: DataPart, need_answer: bool) -> None:
     columns = chosen_columns(Columns(), config.columns)
     if row is None:
         return
-    if told := missing_columns(row, columns, Path(config.path), key, need_answer=need_answer, option=option):
-        raise ValueError(f"{key}: {config.path} has {told}")
+    if message := missing_columns(row, columns, Path(config.path), key, need_answer=need_answer, option=option):
+        raise ValueError(f"{key}: {config.path} has {message}")

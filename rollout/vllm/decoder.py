@@ -22,8 +22,8 @@ class Decoder:
         return cls(tokenizer, {number: text for number, text in tokens.items() if number is not None})
 
     def text(self, token_ids: Sequence[int]) -> str:
-        heard = [number for number in token_ids if number not in self.silent]
-        return str(self.tokenizer.decode(heard, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        kept_ids = [number for number in token_ids if number not in self.silent]
+        return str(self.tokenizer.decode(kept_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def spoken(self, output: Any, *, stops: bool) -> str:
         """The text of vLLM's output, without the token that ended the completion, if one did.

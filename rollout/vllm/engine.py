@@ -85,12 +85,12 @@ class VllmEngine:
             except subprocess.CalledProcessError as error:
                 raise EngineError(f"vLLM did not start: {error} On a CPU it needs lscpu, of util-linux") from error
             except RuntimeError as error:  # from torch, or from vLLM in its own words
-                said = first_line(error).rstrip(".")
-                if not NO_MEMORY.search(said):
+                message = first_line(error).rstrip(".")
+                if not NO_MEMORY.search(message):
                     raise
                 share = "cache (kv_cache_gib)" if current_platform.is_cpu() else "share of the card (memory_fraction)"
                 raise EngineError(
-                    f"vLLM did not start: {said}. What lowers it: its {share}, and what it samples at once "
+                    f"vLLM did not start: {message}. What lowers it: its {share}, and what it samples at once "
                     "(max_num_seqs)"
                 ) from error
         self._ids_given = self.settings.max_loras

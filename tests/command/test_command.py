@@ -18,8 +18,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error, say_loading
-from rewards.command import Command, open_what_is_closed, say_error, settle_rank
+from evals.command import exit_with_error, print_loading
+from rewards.command import Command, open_closed_streams, print_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -241,8 +241,8 @@ def test_no_command_ends_for_what_an_old_locale_cannot_say(
 def test_a_full_disk_behind_stderr_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w", buffering=1) as full:
         monkeypatch.setattr(sys, "stderr", full)
-        say_error("no such file", 2)
-        say_loading("torch")
+        print_error("no such file", 2)
+        print_loading("torch")
         assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
 
 
@@ -250,7 +250,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     """Otherwise the file would contain whatever a library's C code prints."""
     program = f"""
 import os, sys
-from {open_what_is_closed.__module__} import open_what_is_closed as opened
+from {open_closed_streams.__module__} import open_closed_streams as opened
 opened()
 print("no"), print("no", file=sys.stderr), sys.stdin.read()
 with open(sys.argv[1], "w") as file:
@@ -271,7 +271,7 @@ def test_a_rank_of_another_program_silences_no_command(
 
     @app.command(cls=Command)
     def stop() -> None:
-        say_error("stopped", 130)
+        print_error("stopped", 130)
 
     told = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": count}
     for name, value in told.items():
@@ -309,7 +309,7 @@ def test_python_without_docstrings_is_told_so(
 ) -> None:
     """transformers used to fail with a message about the docstrings in its own code, or to log a page of them."""
     monkeypatch.setattr("evals.command.sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
-    say_loading("torch")  # torch alone loads without docstrings
+    print_loading("torch")  # torch alone loads without docstrings
     with pytest.raises(typer.Exit):
-        say_loading("torch and transformers")
+        print_loading("torch and transformers")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: PYTHONOPTIMIZE is 2 (python -OO)")

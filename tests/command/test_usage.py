@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from rewards.command import _told_to_leave
+from rewards.command import _terminated_within
 from tests.command.test_help import CONFIGURED, MODULES, app_of
 
 INCOMPLETE = [
@@ -123,12 +123,12 @@ def test_one_process_of_a_launcher_says_what_is_wrong(
     module: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On several machines, the first process of each reports it: a file may be missing on only one of them."""
-    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: True)
+    monkeypatch.setattr("rewards.command._terminated_within", lambda _: True)
     said = line_of(module, *arguments)
     assert said.startswith("error: ")
     for rank, local, heard in (("0", "0", said), ("1", "1", ""), ("8", "0", said)):
         assert line_of(module, *arguments, RANK=rank, LOCAL_RANK=local, WORLD_SIZE="16") == heard
-    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: False)
+    monkeypatch.setattr("rewards.command._terminated_within", lambda _: False)
     assert line_of(module, *arguments, RANK="1", LOCAL_RANK="1", WORLD_SIZE="16") == said
 
 
@@ -152,5 +152,5 @@ def test_a_silent_process_ends_with_its_own_code(asked: bool, code: int) -> None
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if asked:
             os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(2 if _told_to_leave(60.0 if asked else 0.01) else 3)
+        os._exit(2 if _terminated_within(60.0 if asked else 0.01) else 3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from evals.__main__ import app, way_on
+from evals.__main__ import app, how_to_continue
 from evals.evaluate import evaluate
 from evals.launch.group import Launch
 from evals.options import EvalOptions
@@ -264,11 +264,11 @@ def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Pa
     options = options_for(tmp_path, adapter)
     measure(options, scripted())
     anew = replace(options, seed=1, overwrite=True)
-    assert way_on(anew) == "run the same command to continue"
+    assert how_to_continue(anew) == "run the same command to continue"
     with pytest.raises(KeyboardInterrupt):
         measure(anew, scripted(breaks_after=5))
     assert json.loads(options.output.read_text())["settings"]["seed"] == 0
-    assert way_on(anew) == "run the same command without --overwrite to continue"
+    assert how_to_continue(anew) == "run the same command without --overwrite to continue"
     assert f"replaces {options.output}" in measure(replace(anew, overwrite=False), rest := scripted())
     assert rest.calls == 3
     assert json.loads(options.output.read_text())["settings"]["seed"] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from evals.launch.group import TOLD, is_launched, joining
+from evals.launch.group import LAUNCH_VARIABLES, is_launched, joining
 from evals.launch.presence import lost_rank
 from tests.helpers.launched import launched
 
@@ -69,7 +69,7 @@ def test_an_interface_that_is_not_there_is_named() -> None:
     [
         ("2", (), True),
         ("1", (), True),  # torchrun --nproc-per-node 1
-        ("1", TOLD, False),
+        ("1", LAUNCH_VARIABLES, False),
         ("1", ("MASTER_PORT",), False),
         ("2", ("WORLD_SIZE",), False),
         ("1", ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is a leftover from something else
@@ -82,6 +82,6 @@ def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ..
 
 @pytest.mark.parametrize("missing", [("MASTER_PORT",), ("MASTER_ADDR", "MASTER_PORT")])
 def test_several_processes_that_cannot_be_found_are_refused(missing: tuple[str, ...]) -> None:
-    told = {name: "2" for name in TOLD if name not in missing}
+    told = {name: "2" for name in LAUNCH_VARIABLES if name not in missing}
     with pytest.raises(ValueError, match=rf"WORLD_SIZE \('2'\) .*, but not {', '.join(missing)}: start "):
         is_launched(told)

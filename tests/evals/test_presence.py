@@ -21,12 +21,12 @@ PROGRAM = """
 import os, signal, subprocess, sys, time
 from evals.launch import presence
 from evals.launch.group import join_launch
-from rewards.command import say_error
+from rewards.command import print_error
 from rollout.stopping import Stopped, StopRequest
 
 presence.BEAT_S, presence.SILENT_S = 0.2, 2.0
 stop = StopRequest()
-with stop.heard():
+with stop.listening():
     launch = join_launch()
     try:
         with presence.presence(launch.rank, launch.count, lambda: "There is a way on."):
@@ -35,10 +35,10 @@ with stop.heard():
                 ACT
             LOAD
     except Stopped:
-        say_error("stopped", 1)
+        print_error("stopped", 1)
     except RuntimeError as error:
         if (lost := presence.lost_rank(error)) is not None:
-            say_error(lost, 1)
+            print_error(lost, 1)
         raise
 """
 
@@ -60,7 +60,7 @@ HANGS = "subprocess.Popen(['setsid', 'bash', '-c', f'kill -STOP {os.getpid()}; s
 def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
     """The other rank waits in gloo, which would wait for half an hour. Earlier, all ranks are stopped for longer than
     one may be silent, as by a scheduler that suspends its jobs, and then continue."""
-    hangs = f"{ALL_STOP}; time.sleep(4); say_error('goes on', 1); {HANGS}; time.sleep(60)"
+    hangs = f"{ALL_STOP}; time.sleep(4); print_error('goes on', 1); {HANGS}; time.sleep(60)"
     code, lines = told(tmp_path, act=hangs, load="launch.barrier()")
     assert code == 1
     assert lines[:3] == [

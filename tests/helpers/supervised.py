@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def run_heard(config: SftConfig, *, resume: bool = False) -> int:
     """Execute the run as the command does, handling requests to stop."""
     stop = StopRequest()
-    with stop.heard():
+    with stop.listening():
         return run_sft(config, stop, Beginning(resume=resume))
 
 

@@ -18,7 +18,7 @@ from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sizes import Devices
 from rl_engine.run.peaks import GIB, Available
 from rl_engine.sampling.placement import start_shared_engine
-from rl_engine.sweep.room import reckoned
+from rl_engine.sweep.room import estimate_company
 from rl_engine.train.resolve import resolve_settings, resolve_together
 
 ON_CARD = Ranks(0, 1, torch.device("cuda:0"))
@@ -85,7 +85,7 @@ def test_what_was_asked_for_and_does_not_fit_is_refused(card: Callable[[float], 
     with pytest.raises(ConfigError, match=r"^2 runs together: .*; or let fewer run at once: --together$"):
         check_together(settled, Place.here(ON_CARD), at_once)
     with pytest.raises(ConfigError, match=r"^together=2: .* or give a smaller together$"):
-        reckoned(runs, 2, 1)
+        estimate_company(runs, 2, 1)
 
 
 def test_a_card_without_room_for_one_run_is_refused(card: Callable[[float], None], runs: list[Config]) -> None:

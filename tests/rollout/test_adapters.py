@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.adapters import MANIFEST, AdapterError, AdapterStore, meant_version, read_manifest
+from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest, resolve_version
 from rollout.engine import sample_seed, smallest_allowed_rank
 
 
@@ -36,39 +36,39 @@ def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> N
 def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore) -> None:
     """The choice is reported. A version that is named in any way is taken as it is."""
     run = store.root.parent
-    nothing = meant_version(run)
+    nothing = resolve_version(run)
     assert (nothing.directory, nothing.why) == (run, "")
     for version in (0, 1, 2):
         store.publish(version, write_weights, {"rank": 1, "base_model": "m"})
-    newest = meant_version(run)
+    newest = resolve_version(run)
     assert newest.directory == store.path_of(2)
     assert newest.why == f"{run} is a run: using its newest version, v000002 (no evaluation says which is best)"
     store.point("best", 1)
-    best = meant_version(run)
+    best = resolve_version(run)
     assert best.directory == store.path_of(1)
     assert best.why == f"{run} is a run: using its best version, v000001 (the newest is {store.root / 'latest'})"
     store.point("best", 2)
-    assert meant_version(run).why.endswith("v000002 (it is the newest too)")
+    assert resolve_version(run).why.endswith("v000002 (it is the newest too)")
     for name in ("v000000", "latest", "best"):
-        assert (meant_version(store.root / name).directory, meant_version(store.root / name).why) == (
+        assert (resolve_version(store.root / name).directory, resolve_version(store.root / name).why) == (
             store.root / name,
             "",
         )
     # The best version was deleted, so its link is broken.
     store.point("best", 1)
     store.delete(1)
-    assert meant_version(run).directory == store.path_of(2)
+    assert resolve_version(run).directory == store.path_of(2)
     gone = f"{store.root}/best points to v000001, which is missing"
-    assert meant_version(run).why == f"{run} is a run: using its newest version, v000002 ({gone})"
+    assert resolve_version(run).why == f"{run} is a run: using its newest version, v000002 ({gone})"
     with pytest.raises(AdapterError, match=f"^--adapter: {gone}; give another version, such as {store.path_of(2)}$"):
-        meant_version(store.root / "best")
+        resolve_version(store.root / "best")
     store.delete(2)
     for given in (run, store.root / "latest"):
         with pytest.raises(AdapterError, match=f"latest points to v000002, which is missing; .*{store.path_of(0)}$"):
-            meant_version(given)
+            resolve_version(given)
     store.delete(0)
     with pytest.raises(AdapterError, match=r"no other version is there$"):
-        meant_version(run)
+        resolve_version(run)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a file", "the version itself"])
@@ -82,7 +82,7 @@ def test_a_run_that_was_copied_without_links_has_versions(left: str, store: Adap
         link.write_text("v000002")
     elif left == "the version itself":
         shutil.copytree(store.path_of(2), link)
-    meant = meant_version(run)
+    meant = resolve_version(run)
     assert read_manifest(meant.directory)["version"] == 2
     assert meant.why.startswith(f"{run} is a run: using its newest version, ")
     assert store.pointed("latest") == (2 if left == "the version itself" else None)

@@ -22,7 +22,7 @@ def ended(act: Callable[[StopRequest], object]) -> int:
         try:
             stop = StopRequest()
             try:
-                with stop.heard():
+                with stop.listening():
                     act(stop)
                 code = 40 + (stop.signum or 0)
             except Stopped:
@@ -41,7 +41,7 @@ def test_who_is_started_by_one_that_is_gone_ends() -> None:
 
 def twice(pause_s: float) -> Callable[[StopRequest], object]:
     def act(stop: StopRequest) -> None:
-        with stop.noted():
+        with stop.deferred():
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(os.getpid(), number)
                 signal.sigtimedwait([], pause_s)
@@ -89,24 +89,24 @@ def test_an_import_that_a_request_broke_is_that_request() -> None:
 
 
 def test_a_request_is_raised_but_where_it_is_noted() -> None:
-    """Inside `noted` it is only recorded; `raised` within it raises again."""
+    """Inside `deferred` it is only recorded; `raised` within it raises again."""
 
     def ask() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def while_it_samples(stop: StopRequest) -> None:
-        with stop.noted(), stop.raised():
+        with stop.deferred(), stop.raised():
             ask()
             time.sleep(60)
 
     def before_it_samples(stop: StopRequest) -> None:
-        with stop.noted():
+        with stop.deferred():
             ask()
             with stop.raised():
                 time.sleep(60)
 
     def while_it_saves(stop: StopRequest) -> None:
-        with stop.noted(), stop.raised(), stop.noted():
+        with stop.deferred(), stop.raised(), stop.deferred():
             ask()
 
     raised = 41 + signal.SIGTERM
@@ -119,8 +119,8 @@ def test_another_process_asked_first_makes_no_second_signal() -> None:
     """A request that another process received does not make the first signal here count as the second."""
 
     def act(stop: StopRequest) -> None:
-        with stop.noted():
-            stop.heed(signal.SIGINT)
+        with stop.deferred():
+            stop.record(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert ended(act) == 40 + signal.SIGINT

@@ -260,7 +260,7 @@ def test_sigterm_before_a_run_listens_gives_the_earlier_one_back(tmp_path: Path)
     before, stop = made_run(run), StopRequest()
 
     def preempted() -> None:
-        with stop.heard(), sole_writer(config_in(run), overwrite=True):
+        with stop.listening(), sole_writer(config_in(run), overwrite=True):
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
 

@@ -134,7 +134,7 @@ def test_a_request_to_stop_comes_between_two_tokens(vllm_engine: Any, tokenizer:
         def advance(self) -> Any:
             self.turns += 1
             if self.turns == 3:
-                stop._hear(15, None)
+                stop._handle(15, None)
             return vllm_engine.advance()
 
     queue = StreamingQueue(Signalled(), Ranks(0, 1, torch.device("cpu")), stop)  # type: ignore[arg-type]

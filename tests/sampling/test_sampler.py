@@ -40,7 +40,7 @@ class Queue:
 
     early: tuple[int, ...] = ()
 
-    tells_all = False
+    has_all_groups = False
     rollouts = (rollout("1", "1", "2", "3"), rollout("2", "2", "2", "2"), rollout("3", "1", "2", "3"))
 
     def collect(self, request: Request, meanwhile: Meanwhile) -> list[RolloutGroup]:
@@ -73,23 +73,23 @@ class Counting(ThreadRank):
         return super().gather(mine)
 
 
-@pytest.mark.parametrize("tells_all", [True, False])
-def test_every_rank_has_all_groups_and_completions_travel_once(grader: Grader, tells_all: bool) -> None:
+@pytest.mark.parametrize("has_all_groups", [True, False])
+def test_every_rank_has_all_groups_and_completions_travel_once(grader: Grader, has_all_groups: bool) -> None:
     """Every rank already has what workers sampled, but not what another rank sampled itself."""
     long = [replace(group, prompt=replace(group.prompt, text="?" * 10_000)) for group in Queue.rollouts]
     Counting.sent = []
 
     def collected(rank: ThreadRank) -> Any:
-        groups = long if tells_all else rank.share(long)
-        queue: Any = SimpleNamespace(tells_all=tells_all, collect=lambda *_: groups)
+        groups = long if has_all_groups else rank.share(long)
+        queue: Any = SimpleNamespace(has_all_groups=has_all_groups, collect=lambda *_: groups)
         return Sampler(queue, grader, rank).collect(Request(SAMPLING, None)).groups
 
     one, other = on_each(Counting.both(), collected, ())
     assert one == other
     assert [group.rollout for group in one] == long
     assert [group.rewards for group in one] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
-    assert (sum(Counting.sent) > 3 * 10_000) == (not tells_all)
-    assert len(Counting.sent) == (2 if tells_all else 4)
+    assert (sum(Counting.sent) > 3 * 10_000) == (not has_all_groups)
+    assert len(Counting.sent) == (2 if has_all_groups else 4)
 
 
 def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:

@@ -126,7 +126,7 @@ def test_all_ranks_leave_when_one_is_asked_to_while_it_waits(both: tuple[RankSha
     pool: Any = both[0].pool
 
     def never(request: Request, timeout_s: float) -> None:
-        both[1].stop.heed(15)
+        both[1].stop.record(15)
 
     pool.collect = never
     assert on_both(both, lambda engine: engine.generate(PROMPTS, SAMPLING, None, SEEDS)) == ["Stopped()"] * 2

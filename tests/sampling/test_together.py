@@ -30,13 +30,13 @@ def outcomes(share: Callable[[Ranks, StopRequest], object]) -> list[object]:
 
 def stopped(ranks: Ranks, stop: StopRequest) -> None:
     if not ranks.is_main:
-        stop.heed(15)
+        stop.record(15)
         raise Stopped
 
 
 def noted(ranks: Ranks, stop: StopRequest) -> None:
     if not ranks.is_main:
-        stop.heed(15)
+        stop.record(15)
 
 
 def failed(ranks: Ranks, stop: StopRequest) -> None:

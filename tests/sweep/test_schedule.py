@@ -213,7 +213,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
 
 def test_a_request_that_comes_twice_at_once_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = schedule.Stop()
-    with stop.heard():
+    with stop.listening():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert (stop.signum, stop.at_once) == (signal.SIGINT, False)

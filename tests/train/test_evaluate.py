@@ -28,7 +28,7 @@ SAMPLING = SamplingConfig(n=1, temperature=0, max_tokens=4)
 class Queue:
     """Records the calls made to it."""
 
-    tells_all = False
+    has_all_groups = False
 
     def __init__(self) -> None:
         self.said: list[tuple[str, int]] = []

@@ -20,7 +20,7 @@ from rollout.stopping import StopRequest
 
 
 @pytest.mark.parametrize(
-    ("error", "way_on"),
+    ("error", "how_to_continue"),
     [
         (SamplerGapError, "step 2 is saved: --resume continues"),
         # Weights may have moved since the last finished step, so nothing may overwrite its checkpoint.
@@ -29,7 +29,7 @@ from rollout.stopping import StopRequest
 )
 def test_what_stops_a_run_is_told_with_its_step_and_version(
     error: type[RuntimeError],
-    way_on: str,
+    how_to_continue: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -53,4 +53,4 @@ def test_what_stops_a_run_is_told_with_its_step_and_version(
         train_in_place(config, Ranks(0, 1, torch.device("cpu")), StopRequest(), resume=False)
     assert explained(ended.value, config) == (str(ended.value), 1)
     assert closed == ["records", "engine"]
-    assert str(ended.value).startswith(f"step 3, version 2: sampler/kl 13\n{way_on}")
+    assert str(ended.value).startswith(f"step 3, version 2: sampler/kl 13\n{how_to_continue}")

@@ -17,7 +17,7 @@ from torch import nn
 
 from rl_engine.config import LoraConfig, Method
 from rl_engine.config.hints import near
-from rollout.models import said_of_layers
+from rollout.models import values_of_layers
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
@@ -177,7 +177,7 @@ def experts_per_token(model: Any) -> int:
     keep it in the language model's configuration."""
     text_config = model.config.get_text_config()
     names = ("num_experts_per_tok", "top_k_experts")
-    return max([1, *(int(count) for name in names for count in said_of_layers(text_config, name))])
+    return max([1, *(int(count) for name in names for count in values_of_layers(text_config, name))])
 
 
 def expert_rank(model: Any, config: LoraConfig) -> int:

@@ -153,7 +153,7 @@ from rollout.pool.scratch import ScratchDirectory
 from rollout.stopping import StopRequest, Stopped
 scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
 try:
-    with stop.heard():
+    with stop.listening():
         start_ray(1, scratch.path)
         os.kill(os.getpid(), signal.SIGTERM)
 except Stopped:
