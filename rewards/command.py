@@ -41,6 +41,7 @@ LIMITS = {
 OF_LAUNCHER = "--local_rank={}"
 # The names that MPI and Slurm have for LOCAL_RANK.
 LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
 # them exits.
 FIRST_SAYS_S = 10.0
@@ -145,8 +146,9 @@ def say_what_can_be_said() -> None:
 def settle_rank() -> None:
     """Make RANK and LOCAL_RANK consistent for all code that reads them.
 
-    RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. A
-    cluster that gives each process its own machine, as a PyTorchJob does, sets no LOCAL_RANK.
+    RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. Without
+    LOCAL_RANK each process has a machine to itself, as in a PyTorchJob, unless they meet at an address that only their
+    own machine can reach: then they share its cards.
     """
     given = os.environ
     if "WORLD_SIZE" not in given:
@@ -154,8 +156,11 @@ def settle_rank() -> None:
             given.pop(name, None)
     elif "RANK" in given and "LOCAL_RANK" not in given:
         if (told := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
-            given.setdefault("LOCAL_WORLD_SIZE", "1")
-        given["LOCAL_RANK"] = told or "0"
+            # The first process is told so by a PyTorchJob too.
+            together = given.get("MASTER_ADDR") in LOOPBACK and given["RANK"] != "0"
+            given.setdefault("LOCAL_WORLD_SIZE", given["WORLD_SIZE"] if together else "1")
+            told = given["RANK"] if together else "0"
+        given["LOCAL_RANK"] = told
 
 
 def _told_to_leave(within_s: float) -> bool:
