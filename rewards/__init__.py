@@ -19,8 +19,15 @@ Importing this package is cheap: sympy and math-verify are loaded only in worker
 limited and killed. What counts as correct is documented in docs/rewards.md.
 """
 
-from rewards.config import RewardConfig
-from rewards.grader import Grader
-from rewards.types import GradeItem, GradeResult, Verdict
+import runpy
+from pathlib import Path
+
+_BESIDE = Path(__file__).parents[1] / "datafiles" / "beside.py"
+runpy.run_path(str(_BESIDE))["check_ours"]("datafiles")
+
+# Only now: they import `datafiles`.
+from rewards.config import RewardConfig  # noqa: E402
+from rewards.grader import Grader  # noqa: E402
+from rewards.types import GradeItem, GradeResult, Verdict  # noqa: E402
 
 __all__ = ["GradeItem", "GradeResult", "Grader", "RewardConfig", "Verdict"]

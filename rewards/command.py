@@ -41,6 +41,7 @@ LIMITS = {
 OF_LAUNCHER = "--local_rank={}"
 # The names that MPI and Slurm have for LOCAL_RANK.
 LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
 # them exits.
 FIRST_REPORTS_S = 10.0
@@ -145,8 +146,9 @@ def escape_unencodable() -> None:
 def settle_rank() -> None:
     """Make RANK and LOCAL_RANK consistent for all code that reads them.
 
-    RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. A
-    cluster that gives each process its own machine, as a PyTorchJob does, sets no LOCAL_RANK.
+    RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. Without
+    LOCAL_RANK each process has a machine to itself, as in a PyTorchJob, unless they meet at an address that only their
+    own machine can reach: then they share its cards.
     """
     given = os.environ
     if "WORLD_SIZE" not in given:
@@ -154,8 +156,11 @@ def settle_rank() -> None:
             given.pop(name, None)
     elif "RANK" in given and "LOCAL_RANK" not in given:
         if (local_rank := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
-            given.setdefault("LOCAL_WORLD_SIZE", "1")
-        given["LOCAL_RANK"] = local_rank or "0"
+            # A PyTorchJob gives its first process a loopback address too, alone on its machine.
+            together = given.get("MASTER_ADDR") in LOOPBACK and given["RANK"] != "0"
+            given.setdefault("LOCAL_WORLD_SIZE", given["WORLD_SIZE"] if together else "1")
+            local_rank = given["RANK"] if together else "0"
+        given["LOCAL_RANK"] = local_rank
 
 
 def _terminated_within(within_s: float) -> bool:

@@ -6,9 +6,9 @@ Each name is loaded on first use, so `import rl_engine` is fast. docs/python.md 
 from __future__ import annotations
 
 import importlib
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from datafiles.beside import check_ours
 
 if TYPE_CHECKING:
     from rl_engine.api.configuration import load_config
@@ -30,7 +30,8 @@ _HOMES = {
     "train_steps": "rl_engine.api.training",
 }
 
-check_ours()
+_BESIDE = Path(__file__).parents[1] / "datafiles" / "beside.py"
+runpy.run_path(str(_BESIDE))["check_ours"]("datafiles", "rewards", "rollout", "evals")
 
 
 def __getattr__(name: str) -> Any:

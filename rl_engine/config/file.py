@@ -34,7 +34,7 @@ from rl_engine.config.fields import (
 )
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
-from rollout.files.ownership import MARKER
+from rollout.files.ownership import MARKER, marked_place
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_RUN = "config.yaml"
@@ -116,7 +116,7 @@ def read_config(schema: type[S], name: str, overrides: Sequence[str] = (), *, pl
     """Read a configuration file, apply `key.sub=value` overrides in order, and validate the result.
 
     `output_dir` defaults to `runs/<file name>`. For a run's own config.yaml it is the directory of that file, unless an
-    override sets another. `place` is where the overrides were given, for messages.
+    override or an edit sets another. `place` is where the overrides were given, for messages.
     Raises `ConfigError` with every problem found.
     """
     return resolve(schema, name, (place, overrides))[0]
@@ -139,7 +139,8 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
             layers[-1] = Layer(place, merged(layers[-1].values, given))
     values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
-    own = None if any(layer.gives(schema, "output_dir") for layer in layers[1:]) else _run_around(path)
+    told = any(layer.gives(schema, "output_dir") for layer in layers[1:])
+    own = None if told else _run_around(path, str(values["output_dir"]))
     if own is not None and own.resolve() != Path(str(values["output_dir"])).resolve():
         values["output_dir"] = str(own)
     values = as_intended(schema, values)
@@ -152,11 +153,14 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
     return (schema.model_validate(values) if dropped else config), dropped
 
 
-def _run_around(path: Path) -> Path | None:
+def _run_around(path: Path, stated: str) -> Path | None:
     """The run directory if the file is a run's own config.yaml. It overrides the recorded `output_dir`, since the run
-    may have been moved or copied since, or be seen from another working directory."""
+    may have been moved or copied since, or be seen from another working directory. None if the `output_dir` that the
+    file states was edited: then that directory is meant."""
     own = path.absolute().parent
-    return own if path.name == OF_RUN and (own / MARKER).is_file() else None
+    if path.name != OF_RUN or not (own / MARKER).is_file():
+        return None
+    return own if marked_place(own) in (stated, None) else None
 
 
 def _drop_idle(

@@ -20,7 +20,7 @@ from rl_engine.run.origin.starts import STARTS, note_end, note_start
 from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_synced
-from rollout.files.ownership import MARKER
+from rollout.files.ownership import MARKER, marking
 
 if TYPE_CHECKING:
     from rl_engine.learner.groups import GradedGroup
@@ -86,12 +86,15 @@ class Records:
         repeated."""
         self.run.mkdir(parents=True, exist_ok=True)
         # The marker comes first: without it the directory must not be replaced, and alone it does not count as a run.
-        write_synced(self.run / MARKER, "Written by a run of rl_engine: --overwrite may replace it.\n")
+        if not (self.run / MARKER).is_file():
+            write_synced(self.run / MARKER, marking(self.config.output_dir))
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
         if done >= 0:
             note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         write_synced(self.run / CONFIG, self.config.to_yaml())
+        # After the configuration, which would otherwise seem edited if the process died between the two.
+        write_synced(self.run / MARKER, marking(self.config.output_dir))
         note_start(self.run, done, inputs_of(self.config))
         for step, path in rollout_files(self.run).items():
             if step > done:

@@ -10,6 +10,22 @@ from pathlib import Path
 FIGURE_MARK = "made by rl_engine"
 MARKER = ".rl_engine"
 """A file that marks a directory as written by one of our runs, so that another run may replace it."""
+PLACE = "output_dir: "
+"""Begins the marker's line with the directory as the run's config.yaml states it, which shows whether it was edited."""
+
+
+def marking(output_dir: str) -> str:
+    """The marker's text in a run's directory."""
+    return f"Written by a run of rl_engine: --overwrite may replace it.\n{PLACE}{json.dumps(output_dir)}\n"
+
+
+def marked_place(directory: Path) -> str | None:
+    """The directory that a run noted in its marker; None for a damaged marker or a run of an earlier version."""
+    text = (directory / MARKER).read_text(encoding="utf-8", errors="replace")
+    try:
+        return str(json.loads(text.partition(PLACE)[2]))
+    except ValueError:
+        return None
 
 
 def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> list[str]:

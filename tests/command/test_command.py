@@ -288,11 +288,33 @@ def test_a_rank_of_another_program_silences_no_command(
         ({"RANK": "3"}, {}),
         ({"RANK": "3", "LOCAL_RANK": "3", "SLURM_LOCALID": "1"}, {"SLURM_LOCALID": "1"}),
         ({"RANK": "3", "WORLD_SIZE": "4"}, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"},
+            {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        ),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"},
+            {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"},
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"},
+            {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        ),
         ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_LOCALID": "1"}, {"LOCAL_RANK": "1"}),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "SLURM_LOCALID": "0"}, {}),
         ({"WORLD_SIZE": "4"}, {}),
     ],
-    ids=["left", "left-in-Slurm", "a-machine-each", "Slurm", "torchrun-in-Slurm", "nobody"],
+    ids=[
+        "left",
+        "left-in-Slurm",
+        "a-machine-each",
+        "told-where",
+        "one-machine",
+        "first",
+        "Slurm",
+        "torchrun-in-Slurm",
+        "nobody",
+    ],
 )
 def test_a_process_knows_its_number_on_its_machine(
     told: dict[str, str], settled: dict[str, str], monkeypatch: pytest.MonkeyPatch

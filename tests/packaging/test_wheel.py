@@ -72,6 +72,9 @@ def test_a_command_of_the_wheel_runs_from_another_directory(installed: Path, tmp
         ("rewards.py", ("-m", "evals")),
         ("evals/__init__.py", ("-m", "rl_engine")),
         ("rollout.py", ("-c", "import rl_engine")),
+        ("datafiles.py", ("-m", "rl_engine.report")),
+        ("datafiles.py", ("-m", "evals.forgetting")),
+        ("datafiles.py", ("-m", "rewards.check")),
     ],
 )
 def test_a_file_in_the_place_of_a_package_is_named(theirs: str, command: tuple[str, ...], tmp_path: Path) -> None:

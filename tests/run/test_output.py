@@ -132,6 +132,12 @@ def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
     shutil.copytree(old, new)
     assert load_config(str(new / "config.yaml")).output_dir == str(new)
     assert load_config(str(new / "config.yaml"), [f"output_dir={old}"]).output_dir == str(old)
+    edited = (new / "config.yaml").read_text().replace(f"output_dir: {old}\n", "output_dir: runs/mine\n")
+    (new / "config.yaml").write_text(edited)
+    assert load_config(str(new / "config.yaml")).output_dir == "runs/mine"
+    for marker in ("Written by a run of an earlier version.\n", 'output_dir: "cut sho', "\0\0"):
+        (new / ".rl_engine").write_text(marker)
+        assert load_config(str(new / "config.yaml")).output_dir == str(new)
     shutil.copyfile(old / "config.yaml", tmp_path / "config.yaml")
     assert load_config(str(tmp_path / "config.yaml")).output_dir == str(old)
 
@@ -194,7 +200,7 @@ def test_an_overwritten_run_can_be_kept(asked: bool, tmp_path: Path) -> None:
     if not asked:
         (run / "config.yaml").write_text(config_in(tmp_path / "other").to_yaml())
         before = contents(run)
-    config = load_config(str(run / "config.yaml"), ["log.tensorboard=false"])
+    config = load_config(str(run / "config.yaml"), [f"output_dir={run}", "log.tensorboard=false"])
     assert "run.old-1, kept there" in dry_output(config, Beginning(overwrite=True, keep_old=asked))[0]
     with sole_writer(config, overwrite=True, keep=asked, say=told.append) as earlier:
         steps_in(run, earlier, 2)
