@@ -36,6 +36,18 @@ class TrainingSample:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+def continued(token_ids: Sequence[int]) -> TrainingSample:
+    """A sample of one text, in which all tokens but the first stand for the completion."""
+    first, *others = token_ids
+    return TrainingSample(
+        prompt_ids=(first,),
+        completion_ids=tuple(others),
+        behaviour_logprobs=(0.0,) * len(others),
+        advantage=0.0,
+        weight=0.0,
+    )
+
+
 def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: str) -> list[list[TrainingSample]]:
     """Group samples into micro-batches whose size, padding included, stays within the budget.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rl_engine.config import Config
 from rl_engine.learner.adam import adam
-from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.batching import TrainingSample, collate, continued, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, check_gap
 from rl_engine.learner.gradients import GradientGuard
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
@@ -120,11 +120,7 @@ class Learner:
 
     def _continued(self, token_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, in which all tokens but the first stand for the completion."""
-        first, *others = token_ids
-        sample = replace(
-            NOTHING, prompt_ids=(first,), completion_ids=tuple(others), behaviour_logprobs=(0.0,) * len(others)
-        )
-        return self._collate([sample]).to(self.ranks.device)
+        return self._collate([continued(token_ids)]).to(self.ranks.device)
 
     def _start_deepspeed(self) -> Any:
         import deepspeed

@@ -115,16 +115,28 @@ def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
 def _untie(model: Any, layer: nn.Module) -> None:
     """Separate the output head from the input embedding, which an update of the head must not change. A multimodal
     wrapper and its language model each have a flag for tying, and loaders read either, so both are set."""
-    stated = [model.config, model.config.get_text_config()]
-    if layer is model.get_output_embeddings() and any(getattr(one, "tie_word_embeddings", False) for one in stated):
-        if (family := model.config.model_type) in TIED_WHEN_SERVED:
-            raise ValueError(
-                f"the adapter changes lm_head, which in {family} is tied to the input embedding, and vLLM cannot "
-                "serve the two apart: use the adapter without merging it"
-            )
+    if layer is model.get_output_embeddings() and _is_tied(model.config):
+        refuse_tied_head(model.config)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
-        for one in stated:
+        for one in _stated(model.config):
             one.tie_word_embeddings = False
+
+
+def _stated(model_config: Any) -> list[Any]:
+    return [model_config, model_config.get_text_config()]
+
+
+def _is_tied(model_config: Any) -> bool:
+    return any(getattr(one, "tie_word_embeddings", False) for one in _stated(model_config))
+
+
+def refuse_tied_head(model_config: Any) -> None:
+    """Raises `ValueError` if an adapter of this model's output head could not be merged."""
+    if _is_tied(model_config) and (family := model_config.model_type) in TIED_WHEN_SERVED:
+        raise ValueError(
+            f"the adapter changes lm_head, which in {family} is tied to the input embedding, and vLLM cannot serve the "
+            "two apart: use the adapter without merging it"
+        )
 
 
 class _Sums:

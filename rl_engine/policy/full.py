@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from rl_engine.config import Config
 from rl_engine.policy.base_model import DTYPES, LoadBase, load_causal_lm, published_config
@@ -53,12 +55,32 @@ def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
-    """Write an ordinary checkpoint, in the precision stated in the model's configuration."""
-    cast = {name: tensor.to(model_config.dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
+def write_model(directory: Path, model: Any, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
+    """Write an ordinary checkpoint, in the precision stated in the model's configuration. `tensors` are the values of
+    `masters_of(model)`.
+
+    The files hold the same names as the base model's: transformers stacks experts when it loads them, and vLLM and
+    older versions of transformers read them one by one.
+    """
+    cast = {name: tensor.to(model_config.dtype) for name, tensor in tensors.items()}
+    whole = revert_weight_conversion(model, {**cast, **_stored_buffers(model)})
+    stored = {name: tensor.contiguous() for name, tensor in whole.items()}
+    save_file(stored, directory / WEIGHTS, metadata={"format": "pt"})
     model_config.save_pretrained(directory)
+    # It may name further end tokens. Written without transformers' checks, which refuse what some checkpoints hold.
+    model.generation_config.to_json_file(directory / GENERATION_CONFIG_NAME)
     tokenizer.save_pretrained(directory)
+
+
+def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Values that a checkpoint holds and nothing trains, such as the bias of a router's scores (DeepSeek)."""
+    stored = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    }
+    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in stored}
 
 
 class FullPolicy:
@@ -101,7 +123,7 @@ class FullPolicy:
         """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
         tokenizer = read_tokenizer(source, self._config.model.revision)
-        write_model(directory, tensors, published_config(self._config.model), tokenizer)
+        write_model(directory, self.causal_lm, tensors, published_config(self._config.model), tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:
         return {"kind": "full", "rank": 0, "weights": WEIGHTS}

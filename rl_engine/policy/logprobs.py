@@ -232,6 +232,16 @@ def decoder_of(causal_lm: Any) -> Any:
     return decoder_of(decoder) if getattr(decoder, "lm_head", None) is not None else decoder
 
 
+def keep_evaluating(model: nn.Module, mode: bool) -> None:
+    """Keep a model in evaluation mode, since that is the policy being sampled: in training mode some families apply
+    dropout or jitter or drop whole experts, whatever their configuration says. Only modules with gradient checkpointing
+    enter training mode (`mode`), which they need to recompute activations."""
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = mode
+
+
 class LogprobModel(nn.Module):
     """Wraps a causal language model of transformers, with or without LoRA layers, to return the log-probabilities of
     completion tokens."""
@@ -244,14 +254,8 @@ class LogprobModel(nn.Module):
         self.transform = transform_of(causal_lm.config)
 
     def train(self, mode: bool = True) -> LogprobModel:
-        """Keep the model in evaluation mode, since that is the policy being sampled: in training mode some families
-        apply dropout or jitter or drop whole experts, whatever their configuration says. Only modules with gradient
-        checkpointing enter training mode, which they need to recompute activations."""
         super().train(mode)
-        self.causal_lm.eval()
-        for module in self.causal_lm.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = mode
+        keep_evaluating(self.causal_lm, mode)
         return self
 
     @property

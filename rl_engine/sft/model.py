@@ -86,7 +86,7 @@ def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) ->
         parameters=parameters,
         begin=lambda: None,
         param_groups=[(1.0, list(parameters.values()))],
-        write=lambda directory, tensors: full.write_model(directory, tensors, saved_config, tokenizer),
+        write=lambda directory, tensors: full.write_model(directory, model, tensors, saved_config, tokenizer),
         manifest_fields={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
         description=f"full fine-tuning, all {count:,} parameters, float32 masters",
     )

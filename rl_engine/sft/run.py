@@ -13,14 +13,18 @@ from rl_engine.command import UNTRAINED, losses_explained, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
+from rl_engine.learner.batching import collate, continued
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.merge.weights import merge
+from rl_engine.merge.weights import merge, refuse_tied_head
 from rl_engine.plan.card import settle_precision
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import check_packable
-from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
+from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, model_notes
+from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import check_adapter
+from rl_engine.policy.lora.targets import trains_head
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
@@ -70,6 +74,8 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
     """Train in an output directory that this process has claimed."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would print a warning
+    if merged and trains_head(shapes := load_meta_model(config.model), config.lora, config.method):
+        refuse_tied_head(shapes.config)
     tokenizer = load_tokenizer(config)
     with losses_explained(config):
         run = assemble(config, tokenizer, stop, resume=resume)
@@ -153,6 +159,12 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     saved = checkpoints.newest() if resume else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainable = METHODS[config.method](config, tokenizer, device)
+    check_with_prompts(
+        LogprobModel(trainable.causal_lm, 1.0),
+        [one.input_ids.tolist() for one in examples.train],
+        lambda ids: collate([continued(ids)], pad_id=0, layout="padded").to(device),
+        config.model.name,
+    )
     optimizer = adam(trainable.param_groups, config.optim, device.type)
     if saved is None:
         trainable.begin()

@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rl_engine.config.sft import SftConfig
 from rl_engine.policy.logits import transform_of
-from rl_engine.policy.logprobs import decoder_of, rows_at_once, token_logprobs_of_trained_head
+from rl_engine.policy.logprobs import decoder_of, keep_evaluating, rows_at_once, token_logprobs_of_trained_head
 from rl_engine.sft.examples import IGNORED, Example
 from rl_engine.sft.model import TrainableModel
 
@@ -32,10 +32,22 @@ def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> D
     return pack_dataset(rows, max_tokens, "bfd") if packing else rows
 
 
-class _AdaptedHead(SFTTrainer):
-    """Trainer for a model whose output embedding has an adapter: TRL would use only the embedding's own matrix."""
+class _Trainer(SFTTrainer):
+    """TRL's trainer, with the model in evaluation mode as in reinforcement learning."""
 
-    def compute_loss(
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        keep_evaluating(model, model.training)
+        return self.loss(model, inputs, *args, **kwargs)
+
+    def loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _OwnLoss(_Trainer):
+    """Trainer for models that TRL's loss cannot handle: it would ignore an adapter on the output embedding, and it does
+    not find the decoder of Llama 4."""
+
+    def loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         labels_BT = inputs.pop("labels")
@@ -97,7 +109,8 @@ def make_trainer(
     )
     # The trainer would use all visible cards at once, which TRL refuses; a run uses one card.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    kind, model = (_AdaptedHead, trainable.causal_lm) if trainable.head_is_adapted else (SFTTrainer, trainable.model)
+    own = trainable.head_is_adapted or trainable.causal_lm.base_model is trainable.causal_lm
+    kind, model = (_OwnLoss, trainable.causal_lm) if own else (_Trainer, trainable.model)
     trainer = kind(
         model=model,
         args=arguments,

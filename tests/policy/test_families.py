@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rl_engine.config import LoraConfig, load_config
 from rl_engine.config.file import ConfigError
@@ -26,6 +27,7 @@ from rl_engine.policy.base_model import (
     noise_of,
     published_config,
 )
+from rl_engine.policy.full import compute_in, masters_of, write_model
 from rl_engine.policy.logits import PLAIN
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import add_adapter
@@ -178,6 +180,32 @@ def test_a_model_that_computes_something_unknown_is_refused(
     monkeypatch.setattr("rl_engine.policy.logprobs.transform_of", lambda _: PLAIN)
     with pytest.raises(DisagreementError, match=r"model.name .* type granite compute something"):
         Learner(config, ranks, 0, [[3], [3, 4, 5, 6]])
+
+
+# Stacked experts; values that no gradient reaches (DeepSeek's router, Apertus's activation); an output head that has
+# another name in the files; tied embeddings.
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3", "apertus", "gpt_neox", "gemma2"])
+def test_a_whole_model_is_published_as_its_base_is(kind: str, tmp_path: Path) -> None:
+    """The same names with the same values: transformers reads experts stacked too, vLLM and older versions do not."""
+    model = tiny_model(kind)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(0.25)
+    # Gemma ends a turn with another token than a text. Some checkpoints hold settings that transformers would refuse.
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "base/generation_config.json").write_text('{"eos_token_id": [2, 7], "temperature": 0.6}')
+    source = ModelConfig(name=str(tmp_path / "base"), dtype="float32")
+    trained = load_weights(source, "sdpa", torch.float32)
+    compute_in(trained, torch.bfloat16)
+    (tmp_path / "whole").mkdir()
+    masters = {name: parameter.detach() for name, parameter in masters_of(trained).items()}
+    write_model(
+        tmp_path / "whole", trained, masters, published_config(source), AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    )
+    found, expected = (load_file(tmp_path / place / "model.safetensors") for place in ("whole", "base"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert GenerationConfig.from_pretrained(tmp_path / "whole").eos_token_id == [2, 7]
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_5", "gemma4", "llama4"])

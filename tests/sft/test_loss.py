@@ -16,6 +16,7 @@ import typer
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 
+from rl_engine.policy.agreement import DisagreementError
 from rl_engine.run.records import read_metrics
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example
@@ -23,7 +24,7 @@ from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import run_sft
 from rl_engine.sft.trainer import log_loss, rows_of
 from rollout.models import EMBEDDED_DIR
-from tests.helpers.families import tiny_wrapper
+from tests.helpers.families import tiny_model, tiny_wrapper, write_tiny
 from tests.helpers.precision import LOGPROB_NATS, float32_error
 from tests.helpers.supervised import assembled, config_of, mean_nats, nats
 
@@ -99,17 +100,25 @@ def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("arm", ["lora.targets=all", "lora.targets=mlp+lm_head"])
-def test_a_family_that_takes_no_count_of_tokens_is_split_alike(arm: str, tmp_path: Path) -> None:
-    """Gemma 4 and Qwen 3.5 declare that their own loss cannot be divided by the token count of a whole step."""
-    model = tiny_wrapper("gemma4")
-    assert model.accepts_loss_kwargs is False
+@pytest.mark.parametrize("kind", ["gemma4", "phimoe", "llama4_text"])
+def test_odd_families_learn_from_their_own_log_loss(kind: str, arm: str, tmp_path: Path) -> None:
+    """Gemma 4 declares that its own loss cannot be divided by the token count of a whole step, PhiMoE draws its experts
+    at random in training mode, and TRL does not find the decoder of Llama 4."""
+    model = tiny_wrapper(kind) if kind == "gemma4" else tiny_model(kind)
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(EMBEDDED_DIR).save_pretrained(tmp_path / "model")
     run = assembled(tmp_path, f"model.name={tmp_path / 'model'}", arm, ONE)
-    expected = mean_nats(run.trainable.causal_lm, run.examples.train).item()
+    assert kind != "gemma4" or run.trainable.causal_lm.accepts_loss_kwargs is False
+    expected = mean_nats(run.trainable.causal_lm.eval(), run.examples.train).item()
     run.trainer.train()
     (line,) = read_metrics(tmp_path / "run")
     assert line["loss"] == pytest.approx(expected, abs=LOGPROB_NATS)
+
+
+def test_a_family_whose_log_loss_would_be_wrong_is_refused(tmp_path: Path) -> None:
+    write_tiny("inkling_text", tmp_path / "model")
+    with pytest.raises(DisagreementError, match=r"model.name .* type inkling_text compute something"):
+        assembled(tmp_path, f"model.name={tmp_path / 'model'}")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -24,6 +24,7 @@ from rl_engine.sft.run import load_tokenizer, run_sft
 from rl_engine.sft.trainer import rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
+from tests.helpers.families import write_tiny
 from tests.helpers.precision import LOGPROB_NATS
 from tests.helpers.supervised import CPU, RUN, assembled, config_of, mean_nats
 
@@ -103,6 +104,14 @@ def test_a_chat_template_of_its_own_lies_beside_what_it_trained(method: str, tmp
     (tmp_path / "version").mkdir()
     run.trainable.write(tmp_path / "version", run.trainable.values())
     assert (tmp_path / "version" / "chat_template.jinja").read_text() == file.read_text()
+
+
+def test_what_could_not_be_merged_is_refused_before_training(tmp_path: Path) -> None:
+    write_tiny("gemma2", tmp_path / "model")
+    config = config_of(tmp_path, f"model.name={tmp_path / 'model'}", "lora.targets=all+lm_head")
+    with pytest.raises(ValueError, match="which in gemma2 is tied to the input embedding"):
+        run_sft(config, merged=True)
+    assert not (tmp_path / "run" / "adapters").exists()
 
 
 def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp_path: Path) -> None:
