@@ -85,6 +85,9 @@ def bracketed(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return _all_equal(reference.elements, answer.elements, equal)
     for matrix, vector in ((reference, answer), (answer, reference)):
         if isinstance(matrix, Matrix) and isinstance(vector, Bracketed):
+            listed = [each.elements for each in vector.elements if isinstance(each, Bracketed) and each.opening == "["]
+            if len(listed) == len(vector.elements):  # [[1, 2], [3, 4]], as in a program
+                return matrices(matrix, Matrix(tuple(listed)), equal)
             column = [row[0] for row in matrix.rows if len(row) == 1]
             return (
                 len(column) == len(matrix.rows) and vector.opening != "[" and _all_equal(column, vector.elements, equal)

@@ -38,6 +38,8 @@ def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if isinstance(answer, Items) and is_assignment_list(Items((reference,))) and len(answer.elements) == 1:
         return equal(reference, answer.elements[0])
     value = stated_value(reference, equal, names_one)
+    if isinstance(value, Bracketed) and isinstance(answer, Items) and regions.region(reference) is not None:
+        return False  # the ends of an interval, where a point's coordinates could leave out its brackets
     return value is not None and equal(value, answer)
 
 

@@ -25,17 +25,23 @@ def numbers(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """(C) is C; "C. 42" is C, and 42 if the reference is not a letter."""
+    """(C) is C; "C. 42" is C, and 42 if the reference is not a letter; but not "C. 43"."""
     if not isinstance(reference, Choice) and not isinstance(answer, Choice):
         return None
     one, other = _letter(reference), _letter(answer)
     if one is not None and other is not None:
-        return one == other
+        return one == other and not _contents_differ(reference, answer, equal)
     if isinstance(answer, Choice) and answer.content is not None:
         return equal(reference, answer.content)
     if isinstance(reference, Choice) and reference.content is not None:
         return equal(reference.content, answer)
     return False
+
+
+def _contents_differ(reference: Node, answer: Node, equal: Equal) -> bool:
+    """Whether both letters come with a number, and these differ. Words may say the same in other words."""
+    ours, theirs = (node.content if isinstance(node, Choice) else None for node in (reference, answer))
+    return isinstance(ours, Exact) and isinstance(theirs, Exact) and not equal(ours, theirs)
 
 
 def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None:

@@ -45,8 +45,8 @@ _EMPHASIS = tuple(
     re.compile(rf"(?<![\w)]){mark}(?=\S)(.+?)(?<=\S){mark}(?![\w(])") for mark in (r"\*\*", "__", r"\*", "_", "`")
 )
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
-_LONE_VALUE = re.compile(r"(?![-+] |\d+[.)] )(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
-"""And no item of a list, which tells a part of the answer."""
+_LONE_VALUE = re.compile(r"(?![-+] |\d+[.)] |\[\^?\d+\])(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
+"""And no item of a list, which tells a part of the answer, and no number of a source, as in [1]."""
 MAX_LINE = 400
 _TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
 _OPERATORS = frozenset("-*|&")

@@ -53,6 +53,7 @@ _CLAIM = re.compile(
     r"(?:\b(?:answer|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)|\s*[:=])"
     r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
+    r"|correction:|\bi meant|\n####(?=[^\n\d]*\d[^\n]*\s*\Z)"
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
     re.IGNORECASE,
 )
@@ -116,6 +117,7 @@ _SIGN_BEFORE = re.compile(
     rf"{_OPENERS}{_SIGN}(?:{_SPACE})*{_WRAPPERS}(?:\\\$)?\{{?$"
 )
 """A sign of the box's own. In `x - \\boxed{5}` it joins two terms; a line `- \\boxed{5}` may be an item of a list."""
+_SIGN_IN_DISPLAY = re.compile(rf"\$\$\s*{_OPENERS}{_SIGN}(?:\s|{_SPACE})*{_WRAPPERS}\s*\{{?$")
 _SIGN_REACH = 60
 MIN_PROSE_WORDS = 3
 
@@ -138,7 +140,12 @@ def is_negated(text: str, start: int, end: int) -> bool:
 
 def has_sign_before(text: str, start: int) -> bool:
     r"""Whether a box has a sign of its own: `x = -\boxed{5}`, `-\left(\boxed{5}\right)`."""
-    return _SIGN_BEFORE.search(text[max(0, start - _SIGN_REACH) : start]) is not None
+    before = text[max(0, start - _SIGN_REACH) : start]
+    if _SIGN_BEFORE.search(before):
+        return True
+    display = _SIGN_IN_DISPLAY.search(before)
+    # An odd number of $$ opens a formula; after one that closes, the sign may begin an item of a list.
+    return display is not None and text.count("$$", 0, start) % 2 == 1
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:

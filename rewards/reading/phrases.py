@@ -105,6 +105,7 @@ _SPELLED = {
     **{f"{ten} {unit}": str(10 * n + k) for n, ten in enumerate(_TENS, 2) for k, unit in enumerate(_UNITS, 1)},
     **{f"{unit} hundred": str(100 * k) for k, unit in enumerate(_UNITS, 1)},
     **{f"{unit} thousand": str(1_000 * k) for k, unit in enumerate(_UNITS, 1)},
+    **{f"{unit} million": str(1_000_000 * k) for k, unit in enumerate(_UNITS, 1)},
     **{f"one {part}": rf"\frac{{1}}{{{n}}}" for n, part in enumerate(_PARTS, 2)},
     **{
         f"{unit} {part}s": rf"\frac{{{k}}}{{{n}}}"
@@ -198,6 +199,10 @@ FUNCTION_NAMES = frozenset(
 _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
+_OPENED_TEXT = re.compile(r"\\text\s*\{")
+_BELOW_ZERO = re.compile(r"(?:minus|negative) ")
+
+
 def fold(text: str) -> str:
     r"""Normalize words for comparison: drop \text, case, punctuation, articles and repeated spaces."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
@@ -216,7 +221,11 @@ def placeholder(text: str) -> Unusable | None:
 def phrase(text: str) -> Node | str | None:
     """The meaning of a fixed phrase: a node, or mathematics to be read in its place."""
     folded = fold(text)
+    if _OPENED_TEXT.sub("", text).lstrip("{ ").startswith("-"):
+        folded = f"minus {folded}"  # `fold` drops the sign
     found = _FOLDED.get(folded) or _SPELLED.get(folded) or _INTERVALS.get(folded)
+    if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _SPELLED.get(folded[below.end() :])):
+        return f"-{number}"
     if found is None and "solution" in folded:
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
@@ -235,7 +244,7 @@ def all_but(text: str) -> tuple[str, str] | None:
 
 def choice(text: str) -> tuple[str, str] | None:
     """(C), C), C., (C) 42 → the letter and the rest. A bare C is not a choice."""
-    bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1 ", text).strip()
+    bare = re.sub(r"\\text\s*\{([^{}]*)\}|\{(\(?[A-J]\)?)\}", r"\1\2 ", text).strip()
     named = _NAMED_CHOICE.fullmatch(re.sub(r"[{}]", "", bare).strip(" ."))
     if named:
         return named.group(1).upper(), ""
@@ -251,7 +260,7 @@ def choice(text: str) -> tuple[str, str] | None:
 def moment(text: str) -> Moment | None:
     """A time of day or a date in canonical form: 8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}|[{}\\]", r"\1 ", text).strip()
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", text).removeprefix("on ").removeprefix("the ")
     match = _TIME.fullmatch(text)
     if match:
         hour = int(match.group("hour")) % 12 + (12 if match.group("half").lower() == "p" else 0)

@@ -12,7 +12,7 @@ from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
-_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
+_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*(?:/|\\cdot)\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
@@ -31,6 +31,8 @@ _CURRENCY_HEAD = re.compile(
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 """Only after an amount of money: 3k without a currency is a product."""
+_FACTOR = re.compile(r"(?<![A-Za-z])(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z-])")
+r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin, and x-intercepts are counted."""
 _SHORT_UNITS = frozenset(
     ["cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"]
 )
@@ -53,7 +55,8 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
     match = _UNIT_TAIL.fullmatch(text) if _NUMBER_HEAD.match(text) else None
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
-    return match.group("value"), read_unit(match.group("unit"))
+    unit = match.group("unit")
+    return match.group("value"), None if _FACTOR.search(unit) else read_unit(unit)
 
 
 def with_unit(value: Node, unit: str) -> Node:

@@ -62,8 +62,12 @@ _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "who
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
     "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
-    "dozen": 12,
+    "quadrillion": 10**15, "bn": 10**9, "lakh": 10**5, "crore": 10**7, "dozen": 12,
 }  # fmt: skip
+_PARTS = frozenset(
+    ["halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth", "thousandth", "ten"]
+)
+"""5 tenths are a half, and 5 tens fifty. Before another word they only tell which: 5 eighth graders."""
 DECEPTIVE = frozenset(
     [
         "not",
@@ -103,8 +107,10 @@ DECEPTIVE = frozenset(
         "quarter",
         "third",
         "double",
+        "twice",
         "triple",
         "approximately",
+        "approx",
         "roughly",
         "around",
         "nearly",
@@ -139,11 +145,20 @@ DECEPTIVE = frozenset(
         "remainder",
         "ignore",
         "ish",
+        "unclear",
+        "uncertain",
+        "unsure",
+        "negative",
+        "possible",
+        "candidate",
+        "option",
     ]
 )
 _FOREIGN = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
 FOREIGN_WORD = rf"[{_FOREIGN}]+(?:\s*/\s*[{_FOREIGN}]+)?"
-_WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^?\d+|/|\^")
+_WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^-?\d+|\d+|/|\^")
+_HYPHEN = re.compile(r"(?<!\^)-")
+_BY_WORD = re.compile(r"\bdegrees?\s+([CF])(?:elsius|ahrenheit)?\b")
 
 
 def read_unit(text: str) -> str | None:
@@ -157,10 +172,11 @@ def read_unit(text: str) -> str | None:
         text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)
     for prefix, word in _PREFIXES.items():
         text = text.replace(prefix, f" {word}")
-    words = [_singular(word) for word in _WORD.findall(text.replace("-", " "))]
+    text = _BY_WORD.sub(r"° \1", re.sub(r"\bcdot\b", " ", _HYPHEN.sub(" ", text)))
+    words = [_singular(word) for word in _WORD.findall(text)]
     if any(not word.isascii() and word.isalpha() and word not in _BASES for word in words):
         return "" if len(words) == 1 and words[0] in _COUNTING_WORDS else None
-    rest = _WORD.sub("", text.replace("-", " "))
+    rest = _WORD.sub("", text)
     if re.search(r"[^\s(){}*,]", rest) or not words or len(words) > 8:
         return None
     lowered = [word.lower() for word in words]
@@ -182,10 +198,17 @@ def read_unit(text: str) -> str | None:
     known = _known(lowered)
     if known is not None:
         return known
-    if any(word.lstrip("^").isdigit() or word in {"/", "^"} for word in words):
+    if any(word in _PARTS and after in ("", "of") for word, after in zip(lowered, [*lowered[1:], ""], strict=True)):
+        return None
+    if any(word.lstrip("^-").isdigit() or word in {"/", "^"} for word in words):
         return None
     kept = [word for word in lowered if word not in _IGNORED]
     return " ".join(kept)
+
+
+def hedges(words: str) -> bool:
+    """Whether words beside a value, such as "not" and "at least", make another of it."""
+    return any(word in DECEPTIVE for word in words.lower().split())
 
 
 def _singular(word: str) -> str:
@@ -209,7 +232,7 @@ def _known(words: list[str]) -> str | None:
             sign = -1
         elif word in _COUNTERS:
             pending = _COUNTERS[word]
-        elif word.startswith("^") and word[1:].isdigit() and last is not None:
+        elif word.startswith("^") and word[1:].lstrip("-").isdigit() and last is not None:
             powers[last] += sign * (int(word[1:]) - 1)
         elif word in _BASES:
             last = _BASES[word][2]

@@ -48,7 +48,8 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
-_RADICAL = re.compile(r"√\s*(?:\((?P<group>[^()]*)\)|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[A-Za-z]))")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_RADICAL = re.compile(r"(?P<sign>[√∛∜])\s*(?:\((?P<group>[^()]*)\)|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[A-Za-z]))")
 
 _TEXT_UNIT = r"(\\text\s*\{[^{}]*\}(?:\^\{?\d\}?)?)"
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -113,7 +114,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\text\s*\{\s*\(?\s*mod(?:ulo)?\s+(\w+)\s*\)?\s*\}", r"\\pmod{\1}"),
         (r"\\text\s*\{\s*([-+]?)\s*\}", r"\1 "),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
-        (r"\{\s*,\s*\}", ","),
+        (r"\{\s*([,.])\s*\}", r"\1"),
+        (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
+        (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
+        (r"\\cr(?![A-Za-z])", r"\\\\"),
+        (
+            r"(?<=[\d})\]])\s*\\(?:lor|vee)(?=\s*[A-Za-z]\s*(?:[=<>]|\\(?:le|ge|in)(?![A-Za-z])))",
+            r"\\text{ or }",
+        ),
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
@@ -185,10 +193,10 @@ def _typography(text: str) -> str:
     """Unicode mathematics → LaTeX; decimal digits of any script and full-width letters → ASCII."""
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
     text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
-    text = _RADICAL.sub(
-        lambda m: r"\sqrt{" + (m.group("group") or m.group("number") or m.group("letter") or "") + "}", text
-    )
-    text = text.translate(_SYMBOLS).replace("√", r"\sqrt")
+    text = _RADICAL.sub(lambda m: f"{_ROOTS[m['sign']]}{{{m['group'] or m['number'] or m['letter'] or ''}}}", text)
+    for sign, root in _ROOTS.items():
+        text = text.replace(sign, root)
+    text = text.translate(_SYMBOLS)
     return "".join(_plain_character(c) for c in text)
 
 

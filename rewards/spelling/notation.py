@@ -30,7 +30,10 @@ _RARE = re.compile(r"\\(?:over|choose|overline|bar|widebar|dot)(?![a-z])|\.\d+ ?
 _TYPED = (
     (re.compile(r"\+\s*/\s*-"), r"\\pm "),
     (re.compile(r"(?<=[(\[,])\s*([-+]?)\s*inf(?:inity)?\s*(?=[,)\]])"), r"\1\\infty "),
-    (re.compile(r"(?<=\d)\s*\^\s*(?:o|\{\s*(?:o|\\text\s*\{\s*o\s*\})\s*\})(?![A-Za-z])"), r"^\\circ "),
+    (
+        re.compile(r"(?<=\d)\s*\^\s*(?:o|\\text\s*\{\s*o\s*\}|\{\s*(?:o|\\text\s*\{\s*o\s*\})\s*\})(?![A-Za-z])"),
+        r"^\\circ ",
+    ),
     (re.compile(r"(?<=[)\]}])\s*(?:U|\\text\s*\{\s*(?:U|union)\s*\}|union)\s*(?=[(\[\]][^()\[\]]*,|\\\{)"), r" \\cup "),
 )
 _IS_TYPED = re.compile(r"\+ ?/ ?-|inf[i ,)\]]|\^ ?\{? ?(?:o|\\text *\{ *o)|[)\]}] ?(?:U|\\text *\{ *[Uu]|union)")
