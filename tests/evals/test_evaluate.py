@@ -149,7 +149,7 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "1 of 2 training problems overlap exam (1 word for word" in text
     (found,) = json.loads(options.output.read_text())["suites"]
     assert found["contamination"]["exact"] == 1
-    assert found["minus_base"]["policy-v000007"]["test"] == "McNemar, exact"
+    assert found["minus_base"]["policy-v000007"]["test"] == "exact McNemar test"
     assert "dropped 1 rows: not JSON (for one, exam.jsonl:4)" in text
     # The default length is cut to what the model's context can hold, and that is reported.
     assert "the model's context is 256" in text
