@@ -17,6 +17,8 @@ from scipy import stats  # type: ignore[import-untyped]
 Z95 = 1.959964
 RESAMPLES = 2000
 SIGN_FLIPS = 9999
+DIGITS = 12
+"""Decimals to which scores are compared: 3/5 − 2/5 and 2/5 − 1/5 are equal, and differ in the sixteenth."""
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +54,7 @@ def mean_interval(scores_P: Floats) -> tuple[float, float]:
 
     If all problems have the same score, so has every resample, and a bootstrap would claim certainty: then Wilson's.
     """
+    scores_P = scores_P.round(DIGITS)
     if np.isin(scores_P, (0.0, 1.0)).all() or np.ptp(scores_P) == 0:
         return wilson(float(scores_P.sum()), len(scores_P))
     return bootstrap(scores_P)
@@ -115,7 +118,7 @@ def maj_at_k(votes: Votes, k: int) -> float:
         if chances_TM.shape[1] == k - right + 1:
             lots = 1 / np.arange(1, len(chances_TM) + 1)
             expected += float(drawn(votes.right)[right] * (lots @ chances_TM[:, -1]))
-    return expected / float(stats.binom.pmf(k, n, k / n))
+    return round(expected / float(stats.binom.pmf(k, n, k / n)), DIGITS)  # what is certain is exactly 1
 
 
 def _with_rival(chances_TM: Floats, drawn: Floats, width: int) -> Floats:
@@ -158,6 +161,7 @@ def difference_interval(gaps_P: Floats) -> tuple[float, float]:
     would claim certainty. The interval is then that of Agresti and Min (2005, "Simple improved confidence intervals for
     comparing matched proportions"), which adds half a problem to each cell of the table of who solves what.
     """
+    gaps_P = gaps_P.round(DIGITS)
     if np.ptp(gaps_P):
         return bootstrap(gaps_P)
     problems = len(gaps_P) + 2
@@ -170,16 +174,17 @@ def difference_interval(gaps_P: Floats) -> tuple[float, float]:
 def paired(first_P: Floats, second_P: Floats) -> Difference:
     """The difference of two scores on the same problems, in the same order, and a two-sided test that it is zero.
 
-    With one sample each, McNemar's exact test (McNemar 1947): under the null hypothesis, the problems that only one of
-    them solves are fair coin flips. With several, a sign-flip test on the problems' differences (Fisher 1935).
+    If every problem scores 0 or 1, the exact form of McNemar's test (McNemar 1947): under the null hypothesis, the
+    problems that only one of them solves are fair coin flips. Otherwise a sign-flip test on the problems' differences
+    (Fisher 1935).
     """
     gaps_P = first_P - second_P
     better, worse = int((gaps_P > 0).sum()), int((gaps_P < 0).sum())
-    if np.isin(gaps_P, (-1.0, 0.0, 1.0)).all():
-        test = "McNemar, exact"
+    if np.isin((first_P, second_P), (0.0, 1.0)).all():
+        test = "exact McNemar test"
         p_value = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     else:
-        test, p_value = "sign flips", _sign_flips(gaps_P[gaps_P != 0])
+        test, p_value = "sign-flip test", _sign_flips(gaps_P[gaps_P != 0])
     return Difference(
         mean=float(gaps_P.mean()),
         interval=difference_interval(gaps_P),

@@ -140,7 +140,7 @@ def test_one_sample_each_is_mcnemar_by_hand() -> None:
     first = np.array([1.0] * 10 + [0.0] * 2 + [1.0] * 20 + [0.0] * 8)
     second = np.array([0.0] * 10 + [1.0] * 2 + [1.0] * 20 + [0.0] * 8)
     found = paired(first, second)
-    assert (found.better, found.worse, found.test) == (10, 2, "McNemar, exact")
+    assert (found.better, found.worse, found.test) == (10, 2, "exact McNemar test")
     assert found.mean == pytest.approx(0.2)
     assert found.p_value == pytest.approx(2 * 79 / 2**12)
     low, high = found.interval
@@ -161,11 +161,27 @@ def test_differences_all_alike_do_not_claim_certainty() -> None:
     assert low < 0 < 0.25 < high
 
 
+def test_scores_that_differ_by_rounding_alone_are_alike() -> None:
+    """Fifths: 2/5 − 1/5 and 3/5 − 2/5 differ in the last bit, and an interval without a width claimed certainty."""
+    first, second = np.array([2, 3, 4]) / 5, np.array([1, 2, 3]) / 5
+    assert np.ptp(first - second) > 0
+    low, high = paired(first, second).interval
+    assert low < 0 < 0.2 < high
+    # A vote of which one sample is silent, and the rest right: a sum of probabilities.
+    certain = np.array([maj_at_k(Votes(right, (), 1), 2) for right in (2, 3, 4)])
+    assert certain.tolist() == [1, 1, 1]
+    assert mean_interval(np.array([1 / 3, 1 - 2 / 3])) == pytest.approx(wilson(2 / 3, 2))
+
+
 def test_several_samples_each_are_all_sign_flips() -> None:
     gaps = np.array([0.5, 0.25, -0.25, 0.75, 0.5, 0.25, 0.0, 0.5, -0.125])
     flipped = [abs(float(np.mean(gaps * signs))) for signs in itertools.product((1, -1), repeat=len(gaps))]
     expected = np.mean(np.array(flipped) >= abs(gaps.mean()) - 1e-12)
-    assert paired(gaps, np.zeros_like(gaps)).p_value == pytest.approx(expected)
+    found = paired(gaps, np.zeros_like(gaps))
+    assert found.test == "sign-flip test"
+    assert found.p_value == pytest.approx(expected)
+    halves = np.full(4, 0.5)  # none scores 0 or 1, and no difference is partial
+    assert (paired(halves, halves).p_value, paired(halves, halves).test) == (1.0, "sign-flip test")
 
 
 def test_equal_policies_are_told_apart_as_rarely_as_by_chance() -> None:
