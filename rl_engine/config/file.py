@@ -139,8 +139,8 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
             layers[-1] = Layer(place, merged(layers[-1].values, given))
     values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
-    told = any(layer.gives(schema, "output_dir") for layer in layers[1:])
-    own = None if told else _run_around(path, str(values["output_dir"]))
+    overridden = any(layer.gives(schema, "output_dir") for layer in layers[1:])
+    own = None if overridden else _run_around(path, str(values["output_dir"]))
     if own is not None and own.resolve() != Path(str(values["output_dir"])).resolve():
         values["output_dir"] = str(own)
     values = as_intended(schema, values)

@@ -308,7 +308,7 @@ def test_a_rank_of_another_program_silences_no_command(
         "left",
         "left-in-Slurm",
         "a-machine-each",
-        "told-where",
+        "address",
         "one-machine",
         "first",
         "Slurm",
