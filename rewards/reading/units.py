@@ -62,7 +62,9 @@ _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "who
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
     "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
-    "quadrillion": 10**15, "bn": 10**9, "lakh": 10**5, "crore": 10**7, "dozen": 12,
+    "quadrillion": 10**15, "bn": 10**9, "milliard": 10**9, "milliarden": 10**9, "mrd": 10**9, "millionen": 10**6,
+    "mio": 10**6, "millone": 10**6, "tausend": 1_000, "mille": 1_000, "hundert": 100, "dutzend": 12, "douzaine": 12,
+     "lakh": 10**5, "crore": 10**7, "dozen": 12,
 }  # fmt: skip
 _PARTS = frozenset(
     ["halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth", "thousandth", "ten"]
@@ -145,6 +147,19 @@ DECEPTIVE = frozenset(
         "remainder",
         "ignore",
         "ish",
+        "rejected",
+        "extraneous",
+        "excluded",
+        "discarded",
+        "invalid",
+        "contradict",
+        "doubled",
+        "tripled",
+        "halved",
+        "inverted",
+        "oder",
+        "nicht",
+        "halb",
         "unclear",
         "uncertain",
         "unsure",
@@ -180,7 +195,8 @@ def read_unit(text: str) -> str | None:
     if re.search(r"[^\s(){}*,]", rest) or not words or len(words) > 8:
         return None
     lowered = [word.lower() for word in words]
-    if any(word in DECEPTIVE for word in lowered) or any(word.isdigit() for word in words):
+    # As written too: the singular of "perhaps" is no word.
+    if hedges(" ".join([text, *lowered])) or any(word.isdigit() for word in words):
         return None
     if "unit" in lowered and set(lowered) <= {
         "unit",
@@ -208,7 +224,7 @@ def read_unit(text: str) -> str | None:
 
 def hedges(words: str) -> bool:
     """Whether words beside a value, such as "not" and "at least", make another of it."""
-    return any(word in DECEPTIVE for word in words.lower().split())
+    return any(word in DECEPTIVE for word in re.findall(r"[a-z']+", words.lower()))
 
 
 def _singular(word: str) -> str:
