@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,8 @@ SPLIT_IN_NAME = re.compile(
 NAMED_EVAL = re.compile("(?<![a-z])(?:human|big-?code|agi|if|alpaca|c|m)[-_]?eval(?![a-z])")
 # The word boundary in gsm8kTest or MATHTrain.
 CAPITAL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+HELD_OUT = "test|eval|validation"
+"""What an evaluation reads of several splits: the first of these that there is."""
 SHARD_OF = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\..+)")
 # Files in a directory written by save_to_disk: the first in one without splits, the second in one with several splits.
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -71,7 +73,7 @@ def format_of(path: Path, key: str) -> Format:
             return Format(kind="saved")
         return Format(kind="shards" if _check_shards(path, key) else "empty")
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: no such file: {path}")
+        raise FileNotFoundError(f"{key}: no such file: {path}{_way_to_read(str(path), key)}")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     packed = head.startswith(GZIP)
@@ -88,6 +90,16 @@ def format_of(path: Path, key: str) -> Format:
     if binary is not None and packed:
         raise TextFileError(f"{key}: {path} is {binary.title()} in gzip: `gunzip -k` unpacks it")
     return Format(kind=binary or _kind_of_text(path, head), packed=packed)
+
+
+def _way_to_read(path: str, key: str) -> str:
+    """What to do about a path that is a pattern, an address or the name of a dataset on the hub."""
+    if any(sign in path for sign in "*?["):
+        return "; patterns are not expanded: give a directory of shards"
+    if ":/" in path or re.fullmatch(r"[\w-]+/[\w-]+", path):
+        hub = "; a dataset on the hub is read with data.source=hub data.name=ORG/NAME"
+        return f"{hub}, and a file only from this machine" if key.startswith("data.") else ""
+    return ""
 
 
 def check_file(path: Path, key: str) -> None:
@@ -146,6 +158,11 @@ def split_in(value: object) -> str:
     """The split that a cell is the name of; nothing for any other cell."""
     found = SPLIT_IN_NAME.fullmatch(value.lower()) if isinstance(value, str) else None
     return str(found[found.lastindex or 0]) if found else ""
+
+
+def first_split(wanted: str, there: Collection[str]) -> str:
+    """The first of the wanted splits, with | between them, that there is; "" if there is none."""
+    return next((name for name in wanted.split("|") if name in there), "")
 
 
 def shards_of(path: Path) -> dict[str, list[Path]]:

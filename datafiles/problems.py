@@ -39,6 +39,9 @@ OTHER_NAMES = {
 
 CHOICES = ("choices", "options")
 """What columns of choices are called, of which the answer names one."""
+INPUT = "input"
+"""What Alpaca's files call the column of what an `instruction` is about."""
+UNASKED_INPUT = "its input is in a column that instruction does not repeat: join the two"
 LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
 WORD = re.compile(r"\w+")
 
@@ -96,6 +99,8 @@ def problem_rows(
             drop(f"no {columns.problem}", where)
         elif not answer and need_answer:
             drop(f"no {columns.answer or 'answer'}", where)
+        elif unasked_input(row, columns.problem, asked.text) and INPUT not in columns.named:
+            drop(UNASKED_INPUT, where)
         elif unasked := _unasked_choices(row, columns, asked.text, answer):
             drop(f"its answer names one of its {unasked}, a column that {columns.problem} does not repeat", where)
         elif identifier in seen:
@@ -112,6 +117,13 @@ def problem_rows(
                 subject=plain(cell(row, columns.subject)),
                 extra=_others(row, columns) if with_extra else {},
             )
+
+
+def unasked_input(row: Row, column: str, asked: str) -> bool:
+    """Whether an instruction comes with an input in a column of its own, as in Alpaca's files, that it does not repeat:
+    nobody could answer it."""
+    given = row.get(INPUT) if column.rpartition(".")[2] == "instruction" else None
+    return isinstance(given, str) and given.strip() not in asked
 
 
 def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str:

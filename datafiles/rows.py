@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.cells import ROLE_NAMES
-from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, missing_shards, shards_of, split_in
+from datafiles.formats import (
+    DELIMITERS,
+    SPLITS,
+    STATE,
+    WHAT_IS_READ,
+    first_split,
+    format_of,
+    missing_shards,
+    shards_of,
+    split_in,
+)
 from datafiles.text import TextFileError, TwiceError, each_once, first_line, read_json, text_lines
 
 Row = Mapping[str, Any]
@@ -31,7 +41,8 @@ LONGEST_CELL = 2**27
 def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Iterator[tuple[str, Row]]:
     """(where, row) for every row in `path`, in the files' order. Anything that is not a row is dropped with a reason.
 
-    `split` selects from a directory with several splits, and from rows that name their split in a column. `key` names
+    `split` selects from a directory with several splits, and from rows that name their split in a column; of several
+    with | between them, the first that there is. `key` names
     the setting or argument that gave the path, for messages. Raises `FileNotFoundError` if nothing is there, and
     `TextFileError` if it cannot be read.
     """
@@ -41,14 +52,14 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
 def _of_split(rows: Iterator[tuple[str, Row]], wanted: str, drop: Drop, named: str) -> Iterator[tuple[str, Row]]:
     """The rows of a split, where some say that they are of it; all, where the column only says what they are."""
     others: list[tuple[str, Row, str]] = []
-    found = False
+    first, found = wanted.partition("|")[0], False
     for where, row in rows:
         split = split_in(row.get(SPLIT))
-        if split == wanted and not found:
+        if split == first and not found:
             found = True
             for place, _, other in others:
                 drop(OF_ANOTHER_SPLIT.format(other), place)
-        if split in ("", wanted):
+        if split in ("", first):
             yield where, row
         elif found:
             drop(OF_ANOTHER_SPLIT.format(split), where)
@@ -56,10 +67,15 @@ def _of_split(rows: Iterator[tuple[str, Row]], wanted: str, drop: Drop, named: s
             others.append((where, row, split))
     if found:
         return
-    if len(splits := sorted({split for _, _, split in others})) > 1:
-        raise TextFileError(f"{named} has no rows of the split {wanted!r}: it has {', '.join(splits)}; give them apart")
-    for where, row, _ in others:
-        yield where, row
+    splits = sorted({split for _, _, split in others})
+    taken = splits if len(splits) < 2 else [first_split(wanted, splits)]
+    if taken == [""]:
+        raise TextFileError(f"{named} has no rows of the split {first!r}: it has {', '.join(splits)}; give them apart")
+    for where, row, split in others:
+        if split in taken:
+            yield where, row
+        else:
+            drop(OF_ANOTHER_SPLIT.format(split), where)
 
 
 def _all_rows(path: Path, drop: Drop, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
@@ -89,12 +105,11 @@ def _shards(path: Path, drop: Drop, key: str, split: str | None) -> list[Path]:
     """The files of one split, or all files if no name states a split. If some do, files without a split are left out
     and counted."""
     shards, wanted = shards_of(path), split or "train"
-    if set(shards) == {""}:
-        wanted = ""
-    if wanted not in shards:
+    first, wanted = wanted.partition("|")[0], first_split(wanted, shards)
+    if not wanted and set(shards) != {""}:
         has = ", ".join(filter(None, shards))
         raise TextFileError(
-            f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files{_or_split(key)}"
+            f"{key}: {path} has no split {first!r}: it has {has}; give one of its files{_or_split(key)}"
         )
     for file in shards.get("", ()) if wanted else ():
         drop("a file that says no split, beside files that do", file.name)
@@ -167,6 +182,9 @@ def _items(found: list[Any]) -> list[Any]:
         return found[0] if len(found) == 1 and isinstance(found[0], list) else found
     if rows := _turned(found[0]):
         return rows
+    by_split = {name: value for name, value in found[0].items() if split_in(name) and _is_rows(value)}
+    if len(by_split) > 1:
+        return [{**row, SPLIT: name} for name, rows in by_split.items() for row in rows]
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
     # A chat in a row is such an array too.
     is_row = len(arrays) != 1 or any(ROLE_NAMES & item.keys() for item in arrays[0][:1])
@@ -263,10 +281,10 @@ def _saved_split(path: Path, key: str, split: str | None) -> Path:
     if not (path / SPLITS).is_file():
         return path
     names, wanted = read_json((path / SPLITS).read_text(encoding="utf-8"))["splits"], split or "train"
-    if wanted not in names:
-        has = ", ".join(map(str, names)) or "none"
-        raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME{_or_split(key)}")
-    return path / wanted
+    if not (found := first_split(wanted, names)):
+        first, has = wanted.partition("|")[0], ", ".join(map(str, names)) or "none"
+        raise TextFileError(f"{key}: {path} has no split {first!r}: it has {has}; give {path}/NAME{_or_split(key)}")
+    return path / found
 
 
 def _or_split(key: str) -> str:

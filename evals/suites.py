@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafiles.cells import has_column
-from datafiles.formats import check_file, is_file_name, stem_of
+from datafiles.formats import HELD_OUT, check_file, is_file_name, stem_of
 from datafiles.rows import rows_of
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, SamplingConfig
@@ -25,8 +25,6 @@ from rollout.prompts.sources import SOURCES
 from rollout.types import Problem
 
 NO_COLUMNS = ColumnsConfig()
-FILE_SPLIT = "test"
-"""The split that is read from a directory with several."""
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
 EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
@@ -182,7 +180,7 @@ def load_suite(
     for path in suite_files(suite, data_dir) or (None,):
         key = f"suite {suite.name}"
         own = columns_in(path, columns, key) if suite.source == "jsonl" and path else NO_COLUMNS
-        data = DataConfig(source=suite.source, path=path, split=FILE_SPLIT, columns=own)
+        data = DataConfig(source=suite.source, path=path, split=HELD_OUT, columns=own)
         part = load_problems(
             data, split="held_out", seed=HELD_OUT_SEED, key=key, column_option=column_option, with_extra=with_extra
         )
@@ -213,7 +211,7 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
 
 def columns_in(path: str, columns: ColumnsConfig, key: str) -> ColumnsConfig:
     """The given columns that the first row of a file has."""
-    _, row = next(rows_of(Path(path), lambda *_: None, key, FILE_SPLIT), ("", {}))
+    _, row = next(rows_of(Path(path), lambda *_: None, key, HELD_OUT), ("", {}))
     return ColumnsConfig(**{role: name for role, name in columns if name is not None and has_column(row, name)})
 
 

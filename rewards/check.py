@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from datafiles.cells import has_column
+from datafiles.formats import HELD_OUT
 from datafiles.problems import Columns, ProblemRow, missing_columns, problem_rows
 from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
@@ -119,8 +120,8 @@ def repeats(rows: list[ProblemRow]) -> list[Finding]:
 
 def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Finding]:
     """Problems that are also in an evaluation file, whose columns have the data's names or the project's defaults. From
-    a file with several splits, `test` is read, as in an evaluation."""
-    key, split = "--against", "test"
+    a file with several splits, the same is read as in an evaluation."""
+    key, split = "--against", HELD_OUT
     _, first = next(rows_of(other, lambda *_: None, key, split), ("", {}))
     others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), key, split)
     pairs = overlap.between(_problems(rows), _problems(others, f"{other.name}:"))

@@ -1,10 +1,11 @@
 """Import path → a user's reward function, called by its own convention, with its return value checked.
 
 `package.module:name` is a user's function, `trl:name` one of TRL's. A function with a parameter `completions` or
-`completion_ids` is called as TRL calls it, with lists, here of length one; any other with completion, reference and
-problem. A function gets only the arguments that it has parameters for, or all of them if it takes `**kwargs`. The
-data's other columns are passed by name too, unless the name is one of ours. A function that makes the reward function
-(TRL's `get_…`) is first called with `function_arguments`.
+`completion_ids` is called as TRL calls it, with lists, here of length one; one with `solution_str` as verl calls it,
+and one with `queries` as OpenRLHF does; any other with completion, reference and problem. A function gets only the
+arguments that it has parameters for, or all of them if it takes `**kwargs`. The data's other columns are passed by name
+too, unless the name is one of ours. A function that makes the reward function (TRL's `get_…`) is first called with
+`function_arguments`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -37,8 +38,7 @@ def load(path: str, arguments: dict[str, Any]) -> Call:
     if not callable(function):
         raise TypeError(f"{name} in {module.__file__} is a {type(function).__name__}, not a function")
     parameters = inspect.signature(function).parameters
-    takes_lists = "completions" in parameters or "completion_ids" in parameters
-    offered, value_of = (_lists, _only_value) if takes_lists else (_item, _itself)
+    offered, value_of = _convention(parameters)
 
     def call(request: dict[str, Any]) -> float | None:
         everything = offered(request)
@@ -46,6 +46,17 @@ def load(path: str, arguments: dict[str, Any]) -> Call:
         return _checked(value_of(function(**{key: everything[key] for key in taken})))
 
     return call
+
+
+def _convention(parameters: Mapping[str, Any]) -> tuple[Callable[[dict[str, Any]], Arguments], Callable[[Any], Any]]:
+    """How a function wants its arguments, and how it returns its value, by the names of its parameters."""
+    if "completions" in parameters or "completion_ids" in parameters:
+        return _lists, _only_value
+    if "solution_str" in parameters:
+        return _as_verl, lambda value: _inner(value, "score")
+    if "queries" in parameters:
+        return _as_openrlhf, lambda value: _only_value(_inner(value, "rewards"))
+    return _item, _itself
 
 
 def _imported(name: str) -> Any:
@@ -102,6 +113,28 @@ def _lists(request: dict[str, Any]) -> Arguments:
     }
 
 
+def _as_verl(request: dict[str, Any]) -> Arguments:
+    """Arguments by verl's convention. The data may lack its two columns."""
+    return {
+        "data_source": None,
+        "extra_info": None,
+        **request.get("extra", {}),
+        "solution_str": request["completion"],
+        "ground_truth": request["reference"],
+    }
+
+
+def _as_openrlhf(request: dict[str, Any]) -> Arguments:
+    """Arguments by OpenRLHF's convention: a query is the prompt with the response after it."""
+    problem = request.get("problem", "")
+    return {
+        **{name: [value] for name, value in request.get("extra", {}).items()},
+        "queries": [problem + request["completion"]],
+        "prompts": [problem],
+        "labels": [request["reference"]],
+    }
+
+
 class _Turn(str):
     """A text that is also a list of one chat message. TRL passes either texts or lists of messages, and functions read
     `completion` or `completion[0]["content"]` accordingly."""
@@ -124,12 +157,17 @@ def _itself(value: Any) -> Any:
     return value
 
 
+def _inner(value: Any, name: str) -> Any:
+    """The reward in a mapping that holds other figures too, or the value itself."""
+    return value[name] if isinstance(value, Mapping) and name in value else value
+
+
 def _only_value(values: Any) -> Any:
     try:
         (value,) = values
     except (TypeError, ValueError):
         raise TypeError(
-            "a function of `completions` must return a list with one value for each completion; for one completion it "
+            "a function that takes lists must return a list with one value for each completion; for one completion it "
             f"returned {_shown(values)}"
         ) from None
     return value

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rewards.equality import regions, relations
 from rewards.equality.rule import Equal
-from rewards.equality.values import latex_of, same_expressions
-from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Matrix, Node
+from rewards.equality.values import latex_of, letter_of, same_expressions
+from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Matrix, Node, Words
 
 
 def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -18,6 +18,8 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if region is not None:
         return region
     if isinstance(reference, Items) and isinstance(answer, Items):
+        if (reference.joined_by == "or") != (answer.joined_by == "or") and any(map(_is_name, answer.elements)):
+            return False  # "Alice or Bob" leaves open which, "x = 1 or x = 2" does not
         roots = relations.indexed_roots(reference, answer)
         if roots is not None:
             return _same_members(*roots, equal)
@@ -48,6 +50,10 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if len(members) != 1:
         return False
     return equal(members[0], other) if lone is reference else equal(other, members[0])
+
+
+def _is_name(node: Node) -> bool:
+    return isinstance(node, Words) or letter_of(node) is not None
 
 
 def _distinct(elements: Sequence[Node], equal: Equal) -> list[Node]:

@@ -33,14 +33,17 @@ def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return _same_relation(reference, answer, equal)
     if isinstance(answer, Relation):
         value = stated_value(answer, equal, names_value)
-        return value is not None and equal(reference, value)
+        return value is not None and not _are_ends(value, answer, reference) and equal(reference, value)
     assert isinstance(reference, Relation)
     if isinstance(answer, Items) and is_assignment_list(Items((reference,))) and len(answer.elements) == 1:
         return equal(reference, answer.elements[0])
     value = stated_value(reference, equal, names_one)
-    if isinstance(value, Bracketed) and isinstance(answer, Items) and regions.region(reference) is not None:
-        return False  # the ends of an interval, where a point's coordinates could leave out its brackets
-    return value is not None and equal(value, answer)
+    return value is not None and not _are_ends(value, reference, answer) and equal(value, answer)
+
+
+def _are_ends(value: Node, relation: Relation, other: Node) -> bool:
+    """Whether x ∈ (1, 3) meets a bare list, which could be the point (1, 3) but not an interval."""
+    return isinstance(value, Bracketed) and isinstance(other, Items) and regions.region(relation) is not None
 
 
 _CLASS = re.compile(r"(?P<number>.+?)\s*\\pmod\s*\{?\s*(?P<modulus>\d+)\s*\}?")
@@ -264,11 +267,10 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
     if len(one) > 1:
         tuples = _tuples(one)
         return tuples is not None and equal(tuples, answer)
-    if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
+    values = answer.elements if answer.joined_by != "or" else ()
+    if len(one) != 1 or len(values) != len(one[0]) or any(isinstance(value, Relation) for value in values):
         return False
-    return all(
-        equal(read(text), element) for (_, text), element in zip(_in_order(one[0]), answer.elements, strict=True)
-    )
+    return all(equal(read(text), value) for (_, text), value in zip(_in_order(one[0]), values, strict=True))
 
 
 Group = list[tuple[str, str]]
@@ -282,9 +284,12 @@ def _tuples(groups: list[Group]) -> Items | None:
 
 
 def coordinates(node: Items) -> Sequence[Node]:
-    """The elements of a list that may be a point written without brackets: y = 2, x = 3 is (3, 2)."""
+    """The elements of a list that may be a point written without brackets: y = 2, x = 3 is (3, 2). None of "2 or 3" and
+    x = 2, x = 3, which are two values of one."""
     groups = _groups(node)
-    return [read(text) for _, text in _in_order(groups[0])] if groups and len(groups) == 1 else node.elements
+    if node.joined_by == "or" or (groups and len(groups) > 1):
+        return ()
+    return [read(text) for _, text in _in_order(groups[0])] if groups else node.elements
 
 
 def _in_order(group: Group) -> Group:

@@ -28,7 +28,7 @@ def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """(C) is C; "C. 42" is C, and 42 if the reference is not a letter; but not "C. 43"."""
     if not isinstance(reference, Choice) and not isinstance(answer, Choice):
         return None
-    one, other = _letter(reference), _letter(answer)
+    one, other = letter_of(reference), letter_of(answer)
     if one is not None and other is not None:
         return one == other and not _contents_differ(reference, answer, equal)
     if isinstance(answer, Choice) and answer.content is not None:
@@ -49,12 +49,13 @@ def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None
     for run, several in ((reference, answer), (answer, reference)):
         if isinstance(several, Items) and several.joined_by != "or" and isinstance(run, Expression | Words):
             letters = run.latex if isinstance(run, Expression) else run.text.upper()
-            if _RUN.fullmatch(letters) and [_letter(element) for element in several.elements] == list(letters):
+            if _RUN.fullmatch(letters) and [letter_of(element) for element in several.elements] == list(letters):
                 return True
     return None
 
 
-def _letter(node: Node) -> str | None:
+def letter_of(node: Node) -> str | None:
+    """The letter of a choice, with or without its mark; None for anything else."""
     if isinstance(node, Choice):
         return node.letter
     if isinstance(node, Expression) and len(node.latex) == 1 and node.latex.isalpha():

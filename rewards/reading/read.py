@@ -52,6 +52,8 @@ _LEAD = re.compile(
     r"(?:\s+is|\s*:|(?<=nswer)\s*=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z\s].*)",
     re.DOTALL,
 )
+_LABEL = re.compile(r"[A-Za-z]{2,}\s*\}?\s*[:=]|\bis\b")
+"""Announces another value, so that the words before the first tell whose it is: Ann: 3, Bob: 5."""
 _SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
 _RAYS = {
@@ -136,8 +138,10 @@ class Reader:
 
     def lead(self, text: str) -> Node | None:
         r"""A value that harmless words announce: \text{Answer: } 5, \text{The probability is } \frac{1}{2}."""
-        match = _LEAD.fullmatch(text)
-        return self.part(match.group("rest")) if match and not hedges(match.group("words")) else None
+        match = _LEAD.fullmatch(text) if self.nesting == 0 else None
+        if match is None or hedges(match.group("words")) or _LABEL.search(match.group("rest")):
+            return None
+        return self.part(match.group("rest"))
 
     def system(self, text: str) -> Node | None:
         r"""A system of equations, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & it would be a piecewise function."""

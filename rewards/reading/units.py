@@ -62,12 +62,20 @@ _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "who
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
     "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
-    "quadrillion": 10**15, "bn": 10**9, "lakh": 10**5, "crore": 10**7, "dozen": 12,
+    "quadrillion": 10**15, "bn": 10**9, "milliard": 10**9, "milliarden": 10**9, "mrd": 10**9, "millionen": 10**6,
+    "mio": 10**6, "millone": 10**6, "tausend": 1_000, "mille": 1_000, "hundert": 100, "dutzend": 12, "douzaine": 12,
+     "lakh": 10**5, "crore": 10**7, "dozen": 12,
 }  # fmt: skip
-_PARTS = frozenset(
-    ["halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth", "thousandth", "ten"]
+_LAST = frozenset(
+    [
+        *("halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth", "thousandth", "ten"),
+        *("rejected", "extraneous", "excluded", "discarded", "invalid", "doubled", "tripled", "halved", "inverted"),
+    ]
 )
-"""5 tenths are a half, and 5 tens fifty. Before another word they only tell which: 5 eighth graders."""
+"""5 tenths are a half, 5 tens fifty, and 5 (rejected) is no answer. Before another word they tell which are counted:
+5 eighth graders, 5 rejected items."""
+_BEFORE = frozenset(["unclear", "uncertain", "unsure", "negative", "possible", "candidate", "option", "guess"])
+"""Words that announce no answer, or another than the one after them. After a number they may tell what is counted."""
 DECEPTIVE = frozenset(
     [
         "not",
@@ -145,13 +153,9 @@ DECEPTIVE = frozenset(
         "remainder",
         "ignore",
         "ish",
-        "unclear",
-        "uncertain",
-        "unsure",
-        "negative",
-        "possible",
-        "candidate",
-        "option",
+        "oder",
+        "nicht",
+        "halb",
     ]
 )
 _FOREIGN = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
@@ -179,8 +183,9 @@ def read_unit(text: str) -> str | None:
     rest = _WORD.sub("", text)
     if re.search(r"[^\s(){}*,]", rest) or not words or len(words) > 8:
         return None
-    lowered = [word.lower() for word in words]
-    if any(word in DECEPTIVE for word in lowered) or any(word.isdigit() for word in words):
+    lowered, as_written = [word.lower() for word in words], _words(text)
+    # As written too: the singular of "perhaps" is no word.
+    if DECEPTIVE & {*lowered, *as_written} or any(word.isdigit() for word in words):
         return None
     if "unit" in lowered and set(lowered) <= {
         "unit",
@@ -198,8 +203,9 @@ def read_unit(text: str) -> str | None:
     known = _known(lowered)
     if known is not None:
         return known
-    if any(word in _PARTS and after in ("", "of") for word, after in zip(lowered, [*lowered[1:], ""], strict=True)):
-        return None
+    for word, after in zip(as_written, [*as_written[1:], ""], strict=True):
+        if after in ("", "of") and _LAST & {word, _singular(word)}:
+            return None
     if any(word.lstrip("^-").isdigit() or word in {"/", "^"} for word in words):
         return None
     kept = [word for word in lowered if word not in _IGNORED]
@@ -207,8 +213,12 @@ def read_unit(text: str) -> str | None:
 
 
 def hedges(words: str) -> bool:
-    """Whether words beside a value, such as "not" and "at least", make another of it."""
-    return any(word in DECEPTIVE for word in words.lower().split())
+    """Whether words before a value, such as "not" and "at least", make another of it."""
+    return bool((DECEPTIVE | _BEFORE) & set(_words(words)))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
 
 
 def _singular(word: str) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.cells import ASKING, SETTING, UnusableError, cell, has_column, has_roles, named, plain, text_in, turns_in
-from datafiles.formats import check_file
-from datafiles.problems import columns_of_file
+from datafiles.formats import HELD_OUT, check_file
+from datafiles.problems import INPUT, UNASKED_INPUT, columns_of_file, unasked_input
 from datafiles.rows import Row, rows_of
 from datafiles.tasks import Task
-from evals.suites import FILE_SPLIT, HELD_OUT_SEED
+from evals.suites import HELD_OUT_SEED
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
@@ -153,7 +153,7 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
         learned = file_conversations(data, data.path, "data.path", data.split, dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
-    return apart(file_conversations(data, data.test_path, "data.test_path", FILE_SPLIT, dropped), learned, dropped)
+    return apart(file_conversations(data, data.test_path, "data.test_path", HELD_OUT, dropped), learned, dropped)
 
 
 def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped: Dropped) -> Streams:
@@ -236,7 +236,7 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{chat.path} has {_missing(columns)}; it has {', '.join(has)} (set data.columns)")
     order = list(range(len(part)))
     random.Random(data.seed).shuffle(order)
-    wanted += [LABEL] if LABEL in has and LABEL not in wanted else []
+    wanted += [name for name in (LABEL, INPUT) if name in has and name not in wanted]
     for index, row in zip(order, part.select_columns(wanted).select(order), strict=True):
         yield f"{data.source}-{index}", row
 
@@ -269,15 +269,14 @@ def _missing(columns: ChatColumnsConfig) -> str:
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why it has none."""
     if LABEL not in [name for _, name in columns] and str(row.get(LABEL)).lower() == "false":
-        return f"{LABEL} is false: an undesirable answer"
+        return (
+            f"{LABEL} is false: an undesirable answer, as in data for KTO; rename the column if it means anything else"
+        )
     listed = turns_in(cell(row, columns.messages))
     if not isinstance(listed, list | Mapping) and not plain(listed):
-        prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
-        if prompt is None or completion is None:
-            return _missing(columns)
-        listed = _joined(_spoken(prompt, "user"), _spoken(completion, "assistant"))
-        if listed is None:
-            return f"{columns.completion} begins with a question other than {columns.prompt}'s"
+        listed = _of_pair(row, columns)
+        if isinstance(listed, str):
+            return listed
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
         return f"{columns.messages} is not a list of turns"
     found = []
@@ -302,6 +301,17 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     if found[0]["role"] == "assistant" or not any(turn["role"] == "user" for turn in found):
         return "does not begin with a question"
     return tuple(found)
+
+
+def _of_pair(row: Row, columns: ChatColumnsConfig) -> list[Any] | str:
+    """The turns of a prompt and a completion, or the reason why there are none."""
+    prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
+    if prompt is None or completion is None:
+        return _missing(columns)
+    if isinstance(prompt, str) and unasked_input(row, columns.prompt or "", prompt):
+        return UNASKED_INPUT
+    joined = _joined(_spoken(prompt, "user"), _spoken(completion, "assistant"))
+    return f"{columns.completion} begins with a question other than {columns.prompt}'s" if joined is None else joined
 
 
 def _is_told(thought: str, content: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from datafiles.cells import asked_in, cell
-from datafiles.problems import Columns, ProblemRow, problem_rows
+from datafiles.problems import CHOICES, INPUT, Columns, ProblemRow, problem_rows
 from datafiles.rows import Drop, Row
 from rollout.config import ColumnsConfig
 from rollout.prompts.sources import SOURCES, HubDataset
@@ -21,7 +21,8 @@ def chosen_columns(defaults: Columns, chosen: ColumnsConfig) -> Columns:
 def hub_problem_rows(
     name: str, dataset: HubDataset, chosen: ColumnsConfig, drop: Drop, need_answer: bool, whole: bool
 ) -> Iterator[ProblemRow]:
-    """Rows of a hub dataset; only the named columns are read, unless the `whole` row is wanted."""
+    """Rows of a hub dataset; only the named columns and those that a problem may have to
+    repeat are read, unless the `whole` row is wanted."""
     own = Columns(
         problem=dataset.problem,
         answer=dataset.answer if isinstance(dataset.answer, str) else None,
@@ -51,7 +52,7 @@ def _hub_rows(
                     f"{dataset.path} has no column {', '.join(sorted(missing))}; "
                     f"it has {', '.join(has)} (set data.columns)"
                 )
-            wanted = {*needed, *columns.named}
+            wanted = {*needed, *columns.named, *CHOICES, INPUT}
             read = [one for one in has if whole or one in wanted or any(n.startswith(f"{one}.") for n in wanted)]
             for index, row in enumerate(part.select_columns(read)):
                 where = "-".join([name, *([config] if config else []), split, str(index)])

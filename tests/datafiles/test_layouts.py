@@ -11,8 +11,10 @@ import datasets
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
+from datafiles.formats import HELD_OUT
+from datafiles.problems import UNASKED_INPUT
 from datafiles.text import TextFileError
-from rl_engine.config.sft import SftDataConfig
+from rl_engine.config.sft import ChatColumnsConfig, SftDataConfig
 from rl_engine.sft.conversations import Dropped, streams
 from rollout.config import DataConfig
 from rollout.prompts.problems import Loaded, load_problems
@@ -187,6 +189,79 @@ def test_a_column_that_says_one_split_chooses_nothing(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({**row, "split": said}) + "\n" for said in ("test", "dev")))
     with pytest.raises(ValueError, match=r"rows.jsonl has no rows of the split 'train': it has dev, test"):
         load(path)
+
+
+def by_column(path: Path, rows: dict[str, list[dict[str, str]]]) -> Path:
+    several = [{**row, "split": name} for name, part in rows.items() for row in part]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in several))
+    return path / "rows.jsonl"
+
+
+def by_file(path: Path, rows: dict[str, list[dict[str, str]]]) -> Path:
+    for name, part in rows.items():
+        (path / f"{name}.json").write_text(json.dumps(part))
+    return path
+
+
+def by_save_to_disk(path: Path, rows: dict[str, list[dict[str, str]]]) -> Path:
+    parts = {name: datasets.Dataset.from_list(part) for name, part in rows.items()}
+    datasets.DatasetDict(parts).save_to_disk(str(path / "saved"))
+    return path / "saved"
+
+
+def by_list(path: Path, rows: dict[str, list[dict[str, str]]]) -> Path:
+    (path / "rows.json").write_text(json.dumps(rows))
+    return path / "rows.json"
+
+
+@pytest.mark.parametrize("write", [by_column, by_file, by_save_to_disk, by_list])
+def test_an_evaluation_reads_test_or_validation(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Many sets have no `test`. Whoever asks for `test` by name is not given another split."""
+    parts = ("train", "validation")
+    path = write(tmp_path, {part: [{"problem": f"{part} {n}?", "answer": "1"} for n in (1, 2)] for part in parts})
+    for split, part in ((None, "train"), ("validation", "validation"), (HELD_OUT, "validation")):
+        assert [one.text for one in load(path, split=split).problems] == [f"{part} 1?", f"{part} 2?"]
+    with pytest.raises(ValueError, match=r"of the split 'test': it has train, val|no split 'test': it has train, val"):
+        load(path, split="test")
+    with pytest.raises(ValueError, match="split 'dev': it has train, validation"):
+        load(path, split="dev|test")
+    (tmp_path / "more").mkdir()
+    more = write(tmp_path / "more", {part: [{"problem": part, "answer": "1"}] for part in (*parts, "test")})
+    assert [one.text for one in load(more, split=HELD_OUT).problems] == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("row", "answerable"),
+    [
+        ({"input": "1+1"}, False),
+        ({"input": ""}, True),
+        ({}, True),
+        ({"input": "1+1", "instruction": "Add 1+1"}, True),
+    ],
+)
+def test_an_input_that_is_not_asked_leaves_no_problem(row: dict[str, str], answerable: bool, tmp_path: Path) -> None:
+    """Alpaca's files divide the question: of "Add the numbers" alone the answer would be a guess."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"instruction": "Add the numbers", "output": "2", **row}, {"instruction": "1+2?", "output": "3"}]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    loaded, dropped = load(path, {"problem": "instruction", "answer": "output"}), Dropped()
+    columns = ChatColumnsConfig(prompt="instruction", completion="output")
+    _, learned = streams(SftDataConfig(source="file", path=str(path), columns=columns), dropped)
+    assert len(loaded.problems) == len([*learned]) == 1 + answerable
+    assert [*loaded.dropped] == [*dropped.counts] == ([] if answerable else [UNASKED_INPUT])
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("part-*.jsonl", "patterns are not expanded"),
+        ("hf://datasets/openai/gsm8k", "data.source=hub"),
+        ("openai/gsm8k", "data.source=hub"),
+    ],
+)
+def test_a_path_that_is_none_is_told_what_to_give(path: str, hint: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^data.path: no such file: .*; .*{hint}"):
+        load(Path(path))
 
 
 def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:

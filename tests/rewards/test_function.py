@@ -36,6 +36,12 @@ def chats(prompts, completions, **kwargs): return [len(c[0]["content"]) + len(p[
                                                    for p, c in zip(prompts, completions)]
 def pattern(completions, **kwargs): return [float(bool(re.search(r"\\\\boxed\\{5\\}$", c))) for c in completions]
 def ids(completion_ids, **kwargs): return [len(tokens) for tokens in completion_ids]
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return float(ground_truth in solution_str) + (data_source == "gsm8k") + (extra_info is None) / 4
+def verl_dict(solution_str, ground_truth, **kwargs): return {"score": len(kwargs) / 4, "acc": ground_truth == "5"}
+def openrlhf(queries, prompts, labels, **kwargs):
+    return [float(label in query[len(prompt):]) for query, prompt, label in zip(queries, prompts, labels)]
+def openrlhf_dict(queries, prompts, labels): return {"rewards": [len(queries[0]) / 4], "scores": [0.0]}
 def nothing(completion, reference, problem): return None
 def yes(completion, reference, problem): return True
 
@@ -110,6 +116,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("chats", 17.0),
         ("pattern", 1.0),
         ("ids", 4.0),
+        ("verl", 1.25),
+        ("verl_dict", 0.5),
+        ("openrlhf", 1.0),
+        ("openrlhf_dict", 4.25),
         ("nothing", None),
         ("yes", 1.0),
     ],
@@ -166,11 +176,18 @@ def test_what_cannot_be_called_is_refused(path: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("other_columns", 0.5), ("column", 3.0), ("column_lists", 3.0), ("open_ended", 4.0), ("item", 6.0)],
+    [
+        ("other_columns", 0.5),
+        ("column", 3.0),
+        ("column_lists", 3.0),
+        ("open_ended", 5.0),
+        ("item", 6.0),
+        ("verl", 2.25),
+    ],
 )
 def test_the_datas_other_columns_are_given_by_name(name: str, value: float) -> None:
     """Our own arguments keep their meaning if a column has the same name."""
-    request = {**REQUEST, "extra": {"tests": [1, 2], "labels": 3, "problem": "another"}}
+    request = {**REQUEST, "extra": {"tests": [1, 2], "labels": 3, "problem": "another", "data_source": "gsm8k"}}
     assert load(f"my_rewards:{name}", {})(request) == value
 
 

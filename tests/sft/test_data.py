@@ -54,7 +54,7 @@ def learned(example: Example) -> list[list[int]]:
 
 
 SETTING = {"role": "system", "content": "+"}
-UNWANTED_ROW = "label is false: an undesirable answer"
+UNWANTED_ROW = "label is false: an undesirable answer, as in data for KTO; rename the column if it means anything else"
 UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
 
 
@@ -87,6 +87,7 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
         ({"prompt": "1+1", "completion": "2", "label": True}, said("1+1", "2")),
         ({"prompt": "1+1", "completion": "3", "label": False}, UNWANTED_ROW),
         ({"prompt": "1+1", "completion": "3", "label": "False"}, UNWANTED_ROW),
+        ({"prompt": "1+1", "completion": "3", "label": 0}, said("1+1", "3")),
         ({"messages": list(said("1+1", "3")), "label": False}, UNWANTED_ROW),
         ({"prompt": "1+1", "completion": list(said("1+1", "2"))}, said("1+1", "2")),
         ({"prompt": [SETTING, *said("1")], "completion": list(said("1", "2"))}, (SETTING, *said("1", "2"))),

@@ -111,6 +111,16 @@ def test_a_hub_data_set_is_read_by_its_table_entry(monkeypatch: pytest.MonkeyPat
     assert loaded.dropped == {"also in math500": parts, "no answer": parts}
 
 
+def test_choices_of_the_hub_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the columns that are needed are read, and unasked choices are among them."""
+    import datasets
+
+    rows = [{"problem": "Where?", "choices": ["Rome", "Oslo"], "answer": 1, "more": 1}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    with pytest.raises(ValueError, match="1 × its answer names one of its choices"):
+        load(source="hub", name="org/set")
+
+
 def test_gsm8k_answers_follow_the_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
