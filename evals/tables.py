@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,14 +42,19 @@ def print_result(result: SuiteResult, console: Console) -> None:
 
 
 def markdown_of(result: SuiteResult) -> str:
-    parts = [f"## {headline(result)}"]
+    parts = [f"## {as_markdown(headline(result))}"]
     for grid in grids_of(result):
         rule = "|".join(["---", *["---:"] * (len(grid.header) - 1)])
-        rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (grid.header, *grid.rows)]
+        rows = [" | ".join(map(as_markdown, row)) for row in (grid.header, *grid.rows)]
         table = "\n".join([f"| {rows[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows[1:])])
         parts.append(f"**{grid.title}**\n\n{table}" if grid.title else table)
     parts += ["\n".join(f"- {line}" for line in lines_of(result))] if lines_of(result) else []
     return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(name: str) -> str:
+    """A name of the user's, of a file, a level or an adapter, so that Markdown shows it as it is, in a table too."""
+    return re.sub(r"[\\|`*<\[]", r"\\\g<0>", " ".join(name.split()))
 
 
 def headline(result: SuiteResult) -> str:
