@@ -144,5 +144,5 @@ def _curve(axes: Axes, series: Series, lines: Lines, factor: float, **look: Any)
     # A marker at every step would hide a long curve.
     (curve,) = axes.plot(steps, values, markevery=max(1, len(rows) // 10), **look)
     if series.low:
-        low, high = ([row[key] * factor for row in rows] for key in (series.low, series.high))
+        low, high = ([row.get(key, row[series.key]) * factor for row in rows] for key in (series.low, series.high))
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=curve.get_color())

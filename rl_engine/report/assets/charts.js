@@ -149,7 +149,7 @@ function draw(figure, chart, curves, {log, span, steps}) {
   const bottom = height - PAD.bottom;
   for (const tick of x.ticks.filter(Number.isInteger)) {
     image.append(svg('line', {class: 'axis', x1: placeX(tick), x2: placeX(tick), y1: bottom, y2: bottom + 4}));
-    image.append(svg('text', {x: placeX(tick), y: bottom + 16, 'text-anchor': 'middle'}, x.text(tick)));
+    image.append(svg('text', {x: placeX(tick), y: bottom + 16, 'text-anchor': 'middle'}, tick.toLocaleString('en')));
   }
   image.append(svg('line', {class: 'axis', x1: left, x2: width - PAD.right, y1: bottom, y2: bottom}));
   image.append(svg('text', {x: left + inner.width / 2, y: height - 4, 'text-anchor': 'middle'}, 'step'));
