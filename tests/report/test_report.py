@@ -233,6 +233,22 @@ def test_plots_draw_per_cent_interval_and_overlay(tmp_path: Path) -> None:
     assert files[0].read_bytes() == first
 
 
+def test_a_chart_of_one_step_shows_what_it_has() -> None:
+    """The interval and the parts of a whole, over whole steps: bands and areas have no width there."""
+    figure, axes = plt.subplots()
+    draw_chart(axes, accuracy_chart("s"), {"one": [{"step": 0, "eval/s/avg": 0.5, "eval/s/low": 0, "eval/s/high": 1}]})
+    assert axes.get_xlim() == (-1, 1)
+    assert [part.get_paths()[0].get_extents().y1 for part in axes.collections] == [100, 100]
+    plt.close(figure)
+    figure, axes = plt.subplots()
+    (chart,) = charts_of({"time/learn_s"})
+    draw_chart(axes, chart, {"one": [{"step": 1, "time/rollout_s": 1.0, "time/learn_s": 2.0, "time/step_s": 3.5}]})
+    assert axes.get_xlim() == (0, 2)
+    extents = [part.get_paths()[0].get_extents() for part in axes.collections]
+    assert [(one.width > 0, one.y1) for one in extents] == [(True, 1), (True, 3)]
+    plt.close(figure)
+
+
 def test_a_value_of_null_is_one_that_was_not_measured(tmp_path: Path) -> None:
     """As pandas writes a table of metrics; an interval may lack an end."""
     run = start_run(tmp_path).run
