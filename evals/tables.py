@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from datafiles.markdown import as_markdown
 from evals.results import SuiteResult
 from evals.scoring.estimators import Difference
 from evals.scoring.report import EvalReport, PartScore, powers_of_two
@@ -50,11 +50,6 @@ def markdown_of(result: SuiteResult) -> str:
         parts.append(f"**{grid.title}**\n\n{table}" if grid.title else table)
     parts += ["\n".join(f"- {line}" for line in lines_of(result))] if lines_of(result) else []
     return "\n\n".join(parts) + "\n"
-
-
-def as_markdown(name: str) -> str:
-    """A name of the user's, of a file, a level or an adapter, so that Markdown shows it as it is, in a table too."""
-    return re.sub(r"[\\|`*<\[]", r"\\\g<0>", " ".join(name.split()))
 
 
 def headline(result: SuiteResult) -> str:

@@ -13,8 +13,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from datafiles.markdown import as_markdown
 from evals.forgetting.divergence import Divergence
-from evals.tables import as_markdown
 
 Row = tuple[str, ...]
 

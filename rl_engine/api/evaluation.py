@@ -37,7 +37,8 @@ def evaluate(
 
     `adapters` are directories, or a mapping of names to directories; for a run or its directory, its best version is
     taken, or the latest if none was scored.
-    `output` is a JSON file in which to keep the report; with it, calling the function again continues an interrupted
+    `output` is a JSON file in which to keep the report, without which the files that the command names are removed when
+    it ends; with it, calling the function again continues an interrupted
     evaluation. Give the command's other options by name, with `_` for `-`: `samples=16`, `limit=100`,
     `temperature=0.6`, `base=False`, `records=True`, `overwrite=True`. `show` prints the command's output.
 

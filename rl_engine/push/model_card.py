@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from datafiles.markdown import as_markdown
 from evals.suites import HELD_OUT_SEED, SUITES
-from evals.tables import as_markdown
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.push.recipe import data_set_of, recipe_rows
