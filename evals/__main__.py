@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -156,7 +157,12 @@ def main(
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
     """The command line's arguments, by the names of `main`'s parameters, as options."""
     adapters = tuple(arguments["adapter"] or ())
-    suites = tuple(name for names in arguments["suite"] for name in map(str.strip, names.split(",")) if name)
+    parts = [
+        # A comma may be part of a file's name. Path.exists would raise an error for a list too long to be one.
+        [names] if os.path.exists(names) else map(str.strip, names.split(","))  # noqa: PTH110
+        for names in arguments["suite"]
+    ]
+    suites = tuple(name for part in parts for name in part if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
 

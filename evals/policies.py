@@ -7,6 +7,7 @@ it is, after a check that vLLM can serve it on this model.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,14 @@ def refuse_unserved(adapter: Path, model_config: Any) -> None:
 
 
 def named_version(argument: str) -> tuple[str, ResolvedVersion]:
-    """`[NAME=]DIR` → the name, if any, and the version. The directory's own name may contain an equals sign."""
-    name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
-    return name, resolve_version(from_home(place))
+    """`[NAME=]DIR` → the name, if any, and the version. Both may contain equals signs: the directory is the longest
+    ending that exists."""
+    parts = argument.split("=")
+    splits = [("=".join(parts[:place]), "=".join(parts[place:])) for place in range(len(parts))]
+    # Not Path.exists, which raises an error for a name that is too long to be one.
+    there = (one for one in splits if os.path.exists(from_home(one[1])))  # noqa: PTH110
+    name, directory = next(there, splits[:2][-1])
+    return name, resolve_version(from_home(directory))
 
 
 def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool) -> Policy:

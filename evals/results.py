@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -47,10 +48,17 @@ class SuiteResult:
 def describe(prepared: PreparedSuite) -> dict[str, Any]:
     """Everything that a score on the suite depends on, apart from the model."""
     problems = [prompt.problem for prompt in prepared.prompts]
+    asked = [[prompt.problem.id, prompt.text, prompt.problem.answer] for prompt in prepared.prompts]
     return {
         "suite": prepared.suite.name,
         "suite_version": prepared.suite.version,
-        "data": {"origin": prepared.origin, "problems": len(problems), "sha256": digest_of(problems)},
+        "data": {
+            "origin": prepared.origin,
+            "problems": len(problems),
+            "sha256": digest_of(problems),
+            # Partial results go by ids, which may be line numbers, and batches by the order.
+            "asked_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        },
         "prompt": prepared.prompt.model_dump(mode="json"),
         "sampling": prepared.sampling.model_dump(mode="json"),
         "answer_forms": list(prepared.answer_forms),

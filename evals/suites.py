@@ -251,6 +251,7 @@ def origin_of(suite: Suite, data_dir: str | None, generated: Sequence[DataConfig
 
 
 def digest_of(problems: Sequence[Problem]) -> str:
-    """SHA-256 of the texts and answers, independent of their order: equal digests mean the same problems."""
-    lines = sorted(json.dumps([problem.text, problem.answer]) for problem in problems)
+    """SHA-256 of the texts, system turns and answers, independent of their order: equal digests mean the same
+    problems."""
+    lines = sorted(json.dumps([one.text, one.answer, *([one.system] if one.system else [])]) for one in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

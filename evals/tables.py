@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from datafiles.markdown import as_markdown
 from evals.results import SuiteResult
 from evals.scoring.estimators import Difference
 from evals.scoring.report import EvalReport, PartScore, powers_of_two
@@ -41,10 +42,10 @@ def print_result(result: SuiteResult, console: Console) -> None:
 
 
 def markdown_of(result: SuiteResult) -> str:
-    parts = [f"## {headline(result)}"]
+    parts = [f"## {as_markdown(headline(result))}"]
     for grid in grids_of(result):
         rule = "|".join(["---", *["---:"] * (len(grid.header) - 1)])
-        rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (grid.header, *grid.rows)]
+        rows = [" | ".join(map(as_markdown, row)) for row in (grid.header, *grid.rows)]
         table = "\n".join([f"| {rows[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows[1:])])
         parts.append(f"**{grid.title}**\n\n{table}" if grid.title else table)
     parts += ["\n".join(f"- {line}" for line in lines_of(result))] if lines_of(result) else []

@@ -108,8 +108,8 @@ def what_takes_less(config: Config | SftConfig) -> str:
         batch = f"learner.tokens_per_microbatch ({config.learner.tokens_per_microbatch})"
         checkpointing, done = "learner.gradient_checkpointing=true", config.learner.gradient_checkpointing
         length = f"sampling.max_tokens ({config.sampling.max_tokens})"
-    keys = batch if done else f"{batch}, {checkpointing}"
-    return f"What lowers it: {keys}; and in a new run {length}."
+    keys = f"lower {batch}" if done else f"lower {batch} or set {checkpointing}"
+    return f"To need less memory, {keys}; in a new run, also lower {length}."
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:

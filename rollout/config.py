@@ -263,7 +263,7 @@ class RolloutConfig(Section):
     max_restarts: int = Field(
         8,
         ge=0,
-        description="ray only: consecutive incidents after which a pool without workers gives up (docs/cluster.md).",
+        description="ray only: failures in a row after which a pool without workers gives up (docs/cluster.md).",
     )
     max_staleness: int = Field(
         0,

@@ -210,7 +210,7 @@ class PoolSettings:
     """Longest time for a worker to sample one work item, whatever it samples alongside."""
     sent: Sent = Sent()
     max_restarts: int
-    """A pool without workers gives up after more incidents than this with no work item sampled in between."""
+    """A pool without workers gives up after more failures than this with no work item sampled in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from datafiles.markdown import as_markdown
 from evals.forgetting.divergence import Divergence
 
 Row = tuple[str, ...]
@@ -105,7 +106,7 @@ def table(policies: Sequence[PolicyResult]) -> Table:
 
 
 def markdown(policies: Sequence[PolicyResult]) -> str:
-    head, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in grid(policies))
+    head, *rows = (f"| {' | '.join(map(as_markdown, row))} |" for row in grid(policies))
     rule = "|".join(["---", *["---:"] * (len(grid(policies)[0]) - 1)])
     return "\n".join([head, f"|{rule}|", *rows]) + "\n"
 

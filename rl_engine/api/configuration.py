@@ -20,6 +20,8 @@ def load_config(name: str | Path, settings: Settings = ()) -> Config:
     `{"train.steps": 10, "lora": {"rank": 8}}`. Without `output_dir` the run goes to `runs/<file name>`.
     Raises `ConfigError`, a `ValueError`, that names every invalid key, its value and what is allowed.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"load_config takes a file, or the name of a shipped one, and then settings, not {name!r:.80}")
     if isinstance(settings, str):
         settings = [settings]
     if isinstance(settings, Mapping):

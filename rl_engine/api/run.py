@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ class Run:
     """A run directory. Values are read from the files on each access, so a run in progress shows its current state."""
 
     path: Path
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)
     """`config.yaml`: the resolved configuration, including values that were chosen automatically."""
-    config: Config | SftConfig | None
+    config: Config | SftConfig | None = field(repr=False)
     """The same, validated; None if another version of the project wrote it and this one does not accept it."""
+
+    def __fspath__(self) -> str:
+        """The directory: a run can be given where a path can."""
+        return str(self.path)
 
     @property
     def metrics(self) -> list[dict[str, float]]:

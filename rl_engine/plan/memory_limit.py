@@ -24,7 +24,8 @@ def check_fits(memory: Memory, available: Available) -> None:
             f"this run would need about {needed:.1f} GiB {where} on each rank while it is in {phase}, and "
             f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
             + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
-            + f". What lowers it: {', '.join(keys) or 'a smaller model'}; --dry-run shows every part"
+            + f". To need less, {'change ' + ', '.join(keys) if keys else 'take a smaller model'}; "
+            "--dry-run shows every part"
         )
 
 

@@ -109,9 +109,12 @@ def main(
 def check_names(repo: str, base_model: str | None) -> None:
     if repo.count("/") != 1:
         raise ValueError(f"--repo is {repo!r}: write USER/NAME")
-    for name in (repo, base_model):
+    for option, name in (("--repo", repo), ("--base-model", base_model)):
         if name is not None:
-            validate_repo_id(name)
+            try:
+                validate_repo_id(name)
+            except ValueError as error:
+                raise ValueError(f"{option}: {error}") from error
 
 
 def folder_of(adapter: TrainedAdapter) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from datafiles.markdown import as_markdown
 from evals.suites import HELD_OUT_SEED, SUITES
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
@@ -98,7 +99,7 @@ def template() -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"py": _literal, "repr": repr, "percent": _percent, "share": _share}
+    environment.filters |= {"py": _literal, "repr": repr, "percent": _percent, "share": _share, "md": as_markdown}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 

@@ -133,7 +133,8 @@ def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
     history: dict[str, list[tuple[int, float]]] = {}
     for adapter in evaluated:
         for problem, answer in run.answers[suite, adapter.key].items():
-            history.setdefault(problem, []).append((adapter.step or 0, answer.accuracy))
+            if adapter.step is not None:
+                history.setdefault(problem, []).append((adapter.step, answer.accuracy))
     yield Pair(
         runs=(0, 0),
         suite=SUITE_TITLES.get(suite, suite),
@@ -145,20 +146,19 @@ def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
 
 
 def _label(adapter: ShownAdapter) -> str:
-    step = "?" if adapter.step is None else adapter.step
     if adapter.step == 0:
         return "before training"
-    return f"best, step {step}" if adapter.is_best else f"step {step}"
+    return f"best, {_step_of(adapter)}" if adapter.is_best else _step_of(adapter)
+
+
+def _step_of(adapter: ShownAdapter) -> str:
+    return adapter.key if adapter.step is None else f"step {adapter.step}"
 
 
 def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: str, each: int) -> Pair:
     ours, theirs = (_evaluated(run, suite)[-1] for run in (runs[0], runs[other]))
     conditions = [
-        {
-            (score.suite_version, score.temperature, score.max_tokens)
-            for score in one.scores.values()
-            if score.suite == suite
-        }
+        {(score.suite_version, score.decoding) for score in one.scores.values() if score.suite == suite}
         for one in (ours, theirs)
     ]
     answers = [runs[0].answers[suite, ours.key], runs[other].answers[suite, theirs.key]]
@@ -173,7 +173,7 @@ def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: 
     return Pair(
         runs=(0, other),
         suite=SUITE_TITLES.get(suite, suite),
-        labels=(f"{names[0]}, step {ours.step}", f"{names[other]}, step {theirs.step}"),
+        labels=(f"{names[0]}, {_step_of(ours)}", f"{names[other]}, {_step_of(theirs)}"),
         note=note,
         gain=gain_of(answers[0], answers[1]),
         problems=_chosen(answers[0], answers[1], {}, each),

@@ -85,6 +85,9 @@ def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Sign
         signs = _parts(axes, chart, next(iter(runs.values())))
     else:
         signs = _one_run(axes, chart, next(iter(runs.values())), factor)
+    if 0 <= axes.dataLim.width < 1:  # one step, with ticks at parts of it
+        middle = (axes.dataLim.x0 + axes.dataLim.x1) / 2
+        axes.set_xlim(middle - 1, middle + 1)
     if chart.log:
         axes.set_yscale("log")
     elif chart.from_zero:
@@ -118,7 +121,10 @@ def _parts(axes: Axes, chart: Chart, lines: Lines) -> list[Sign]:
         {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3, "label": one.label}
         for one, colour, hatch in zip(drawn, cycle(COLOURS), cycle(HATCHES), strict=False)
     ]
-    areas = axes.stackplot([row["step"] for row in rows], [[row[one.key] for row in rows] for one in drawn])
+    steps = [row["step"] for row in rows]
+    if len(rows) == 1:  # an area without a width cannot be seen
+        steps, rows = [steps[0] - 0.2, steps[0] + 0.2], [*rows, *rows]
+    areas = axes.stackplot(steps, [[row[one.key] for row in rows] for one in drawn])
     for area, look in zip(areas, looks, strict=True):
         area.set(**look)
     return [Patch(**look) for look in looks]
@@ -144,5 +150,7 @@ def _curve(axes: Axes, series: Series, lines: Lines, factor: float, **look: Any)
     # A marker at every step would hide a long curve.
     (curve,) = axes.plot(steps, values, markevery=max(1, len(rows) // 10), **look)
     if series.low:
-        low, high = ([row[key] * factor for row in rows] for key in (series.low, series.high))
+        low, high = ([row.get(key, row[series.key]) * factor for row in rows] for key in (series.low, series.high))
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=curve.get_color())
+        if len(rows) == 1:  # a band without a width cannot be seen
+            axes.vlines(steps, low, high, color=curve.get_color())

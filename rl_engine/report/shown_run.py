@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,28 @@ class Score:
     tokens_mean: float
     temperature: float
     max_tokens: int
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    """Reports of earlier versions lack the last three."""
+
+    @property
+    def decoding(self) -> str:
+        """How the completions were sampled. Only scores that share it are comparable."""
+        how = ["greedy"]
+        if self.temperature:
+            how = [f"temperature {self.temperature:g}"]
+            how += [f"top_p {self.top_p:g}"] * (self.top_p != 1)
+            how += [f"top_k {self.top_k}"] * (self.top_k is not None)
+            how += [f"min_p {self.min_p:g}"] * (self.min_p > 0)
+        return ", ".join([*how, f"≤ {self.max_tokens:,} tokens"])
 
     @property
     def condition(self) -> tuple[str, str]:
         """The suite and how it was sampled. Scores are comparable if both are the same."""
-        how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
         return (
             f"{self.suite}, version {self.suite_version}",
-            f"{self.problems:,} problems × {self.samples:,}, {how}, ≤ {self.max_tokens:,} tokens",
+            f"{self.problems:,} problems × {self.samples:,}, {self.decoding}",
         )
 
 
@@ -213,11 +228,13 @@ def _answers(
 
 def _scores(run: Path) -> list[Score]:
     """Every report in evals/; other JSON files there are skipped."""
-    names = tuple(Score.__annotations__)
+    optional = {field.name for field in fields_of(Score) if field.default is not MISSING}
+    names = Score.__annotations__.keys() - optional
     scores = []
     for path in sorted((run / "evals").glob("*.json")):
         report = read_report(path)
         if isinstance(report, dict) and all(name in report for name in names):
             low, high = report["interval"]
-            scores.append(Score(**{name: report[name] for name in names} | {"interval": (low, high)}))
+            known = {name: report[name] for name in names | (optional & report.keys())}
+            scores.append(Score(**known | {"interval": (low, high)}))
     return scores

@@ -60,7 +60,9 @@ def changes_of(runs: Sequence[ShownRun]) -> list[SuiteChange]:
         for suite in suites_of({key for line in run.lines for key in line}):
             prefix = f"eval/{suite}/"
             scored = [
-                {key.removeprefix(prefix): value for key, value in line.items() if key.startswith((prefix, "step"))}
+                # The ends of the interval are the score itself where a line has none.
+                {"low": line[f"{prefix}avg"], "high": line[f"{prefix}avg"]}
+                | {key.removeprefix(prefix): value for key, value in line.items() if key.startswith((prefix, "step"))}
                 for line in run.lines
                 if f"{prefix}avg" in line
             ]

@@ -47,14 +47,15 @@ WRITTEN = (
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, without a last line that a crash cut short."""
+    """The lines of a run's metrics.jsonl, without a last line that a crash cut short. A value of null, as pandas writes
+    it, is one that was not measured, and is left out."""
     path = run / METRICS
     found = [*json_lines(path, grows=True)] if path.is_file() else []
     for values in found:
         numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
         if not numbers or not isinstance(values.get("step"), int | float):
             raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}")
-    return found
+    return [{key: value for key, value in values.items() if value is not None} for values in found]
 
 
 def rollout_files(run: Path) -> dict[int, Path]:

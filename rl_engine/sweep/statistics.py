@@ -21,13 +21,14 @@ Floats = NDArray[np.float64]
 class SeedEstimate:
     value: float
     interval: tuple[float, float] | None
-    """95 % interval; None if it cannot be estimated, as from a single seed."""
+    """95 % interval; None if it cannot be estimated, as from a single seed or from equal scores."""
 
 
 def mean_over_seeds(scores: Sequence[float]) -> SeedEstimate:
-    """The mean with Student's t interval, which covers other choices of seeds on the same problems."""
+    """The mean with Student's t interval, which covers other choices of seeds on the same problems. Scores that are
+    all alike, as a few seeds on a few problems may be, say no more about other seeds than one of them."""
     mean = fmean(scores)
-    if len(scores) < 2:
+    if math.isclose(min(scores), max(scores), abs_tol=1e-12):
         return SeedEstimate(value=mean, interval=None)
     spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
     half = T975[min(len(scores) - 1, len(T975)) - 1] * spread / math.sqrt(len(scores))

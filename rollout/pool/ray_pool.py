@@ -360,8 +360,9 @@ class RayPool:
                 )
         in_a_row = self._incidents.in_a_row
         if not self._workers and (not self._begun or len(in_a_row) > self.settings.max_restarts):
+            failures = "1 failure" if len(in_a_row) == 1 else f"{len(in_a_row)} failures in a row"
             raise PoolError(
-                f"no sampling worker is left, and nothing was sampled through {len(in_a_row)} incident(s); the first: "
+                f"no sampling worker is left, after {failures} with nothing sampled in between; the first: "
                 f"{in_a_row[0]}"
             )
 

@@ -90,8 +90,8 @@ class VllmEngine:
                     raise
                 share = "cache (kv_cache_gib)" if current_platform.is_cpu() else "share of the card (memory_fraction)"
                 raise EngineError(
-                    f"vLLM did not start: {message}. What lowers it: its {share}, and what it samples at once "
-                    "(max_num_seqs)"
+                    f"vLLM did not start: {message}. To need less memory, lower its {share}, or how much it samples at "
+                    "once (max_num_seqs)"
                 ) from error
         self._ids_given = self.settings.max_loras
         self._decoder = Decoder.of(self._llm.get_tokenizer())

@@ -172,15 +172,38 @@ def test_every_option_of_the_evaluation_is_one_of_the_commands(monkeypatch: pyte
     }
     command = Written(lambda: (tmp_path / "s.json").write_text('{"suites": []}'))
     monkeypatch.setattr(evaluation, "running", command.running)
-    found = evaluate("embedded", ["a,b", "c"], {"x": "runs/x"}, output=tmp_path / "s.json", **options)
+    run = start_run(tmp_path / "run").run
+    places: dict[str, Any] = {"x": "runs/x", "lr=1e-3": rl_engine.read_run(run)}
+    found = evaluate("embedded", ["a,b", Path("c")], places, output=tmp_path / "s.json", **options)
     assert found == {"suites": []}
     told = get_command(evals_app).make_context("evals", command.arguments).params
     given = {name: value for name, value in options.items() if value is not None}
     assert {name: told[name] for name in given} == given
-    assert (told["suite"], told["adapter"], told["model"]) == (["a,b", "c"], ["x=runs/x"], "embedded")
+    assert (told["suite"], told["model"]) == (["a,b", "c"], "embedded")
+    assert told["adapter"] == ["x=runs/x", f"lr=1e-3={run}"]
     assert set(evaluation.OPTIONS) <= set(told)
     assert {name: told[name] for name in evaluation.OPTIONS if name not in given} == {
         name: default for name, default in evaluation.OPTIONS.items() if name not in given
     }
     with pytest.raises(TypeError, match="no option 'sample': did you mean samples"):
         evaluate("embedded", "held_out", sample=3)
+
+
+@pytest.mark.parametrize("adapters", [None, [None], {"best": None}])
+def test_a_version_that_is_not_there_is_told_as_such(adapters: Any) -> None:
+    with pytest.raises(TypeError, match=r"None, which is no path: run.best is None if no version was scored"):
+        evaluate("embedded", "held_out", adapters)
+
+
+@pytest.mark.parametrize("suites", ["s.jsonl", Path("s.jsonl"), [Path("s.jsonl")]])
+def test_a_run_and_a_path_are_taken_as_what_they_name(
+    suites: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = Written(lambda: (tmp_path / "s.json").write_text("{}"))
+    monkeypatch.setattr(evaluation, "running", command.running)
+    run = rl_engine.read_run(start_run(tmp_path / "run").run)
+    assert evaluate("embedded", suites, run, output=tmp_path / "s.json") == {}
+    assert command.arguments[1::2] == ["--suite=s.jsonl", f"--adapter={run.path}"]
+    assert repr(run) == f"Run(path={run.path!r})"
+    with pytest.raises(TypeError, match=r"a file, or the name of a shipped one, and then settings, not \{'model'"):
+        rl_engine.load_config({"model": "embedded"})  # type: ignore[arg-type]

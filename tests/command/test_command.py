@@ -149,7 +149,7 @@ def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[...,
         (make_config(*fresh), {"learner.tokens_per_microbatch", "learner.gradient_checkpointing"}),
         (sft_config(*spared), {"train.microbatch_size"}),
     ):
-        now, _, later = what_takes_less(config).partition("; and in a new run ")
+        now, _, later = what_takes_less(config).partition("; in a new run, ")
         table = TABLES[type(config)]
         assert set(re.findall(r"\w+\.\w+", now)) == keys
         assert {rule for key in keys for rule in rules_of(table, key)} == {ResumeRule.ROUNDING}

@@ -139,7 +139,7 @@ def test_two_ranks_deal_the_batches_and_one_reports(tmp_path: Path, adapter: Pat
 def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adapter: Path) -> None:
     suite, training = tmp_path / "exam.jsonl", tmp_path / "training.jsonl"
     story = "A farmer has {} cows and buys seven more at the market before selling four of them"
-    rows = [{"id": f"q{i}", "problem": story.format(i), "answer": str(i), "subject": "a|b"} for i in range(3)]
+    rows = [{"id": f"q{i}", "problem": story.format(i), "answer": str(i), "subject": "a|b\n<c>"} for i in range(3)]
     suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with suite.open("a") as file:
         file.write("{broken\n")
@@ -154,4 +154,4 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     # The default length is cut to what the model's context can hold, and that is reported.
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
-    assert "a\\|b" in (tmp_path / "out.md").read_text()
+    assert "| a\\|b \\<c> |" in (tmp_path / "out.md").read_text()

@@ -81,6 +81,25 @@ def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapt
         measure(options, scripted())
 
 
+@pytest.mark.parametrize("changed", ["order", "system turn"])
+def test_an_evaluation_goes_on_with_the_same_rows_alone(changed: str, tmp_path: Path, adapter: Path) -> None:
+    """Rows without ids are known by their line: of a file that was sorted meanwhile, answers to other problems were
+    taken as finished."""
+    asked = [{"role": "system", "content": "Add."}, {"role": "user", "content": "0+1=?"}]
+    rows: list[dict[str, Any]] = [{"problem": asked, "answer": 1}]
+    rows += [{"problem": f"{number}+1=?", "answer": number + 1} for number in range(1, 40)]
+    suite = tmp_path / "sums.jsonl"
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = options_for(tmp_path, adapter, suites=(str(suite),))
+    with pytest.raises(KeyboardInterrupt):
+        measure(options, scripted(breaks_after=2))
+    asked[0]["content"] = "Subtract." if changed == "system turn" else "Add."
+    rows = [rows[0], *rows[:0:-1]] if changed == "order" else rows
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(PartialResultsError, match=r"suites\.sums\.data\.asked_sha256 was"):
+        measure(options, scripted())
+
+
 def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Path) -> None:
     """The command with `--overwrite` used to start over each time, and without it an interrupted evaluation was
     refused."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from evals.__main__ import app
+from evals.__main__ import app, options_of
 from evals.options import EvalOptions, refuse_idle
 
 
@@ -55,6 +55,14 @@ def test_the_report_does_not_take_the_place_of_its_tables(tmp_path: Path) -> Non
     result = CliRunner().invoke(app, ["--model", "embedded", "--suite", "held_out", "--output", str(output)])
     assert result.exit_code == 2
     assert "is where the tables go, beside the report: give scores.json" in result.output
+
+
+def test_a_comma_may_be_part_of_a_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums, easy.jsonl").touch()
+    given = ["sums, easy.jsonl", "gsm8k, math500", "a," * 200 + "b"]
+    options = options_of({"suite": given, "adapter": None, "model": "embedded", "output": tmp_path / "x.json"})
+    assert options.suites == ("sums, easy.jsonl", "gsm8k", "math500", *["a"] * 200, "b")
 
 
 def test_options_that_do_something_are_taken(tmp_path: Path) -> None:

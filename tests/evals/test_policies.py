@@ -48,6 +48,8 @@ def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
     plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
     assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
     assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
+    (short,) = policies(f"lr=1e-3={tmp_path}/lr=0.001_seed=0")
+    assert (short.label, short.ref.path) == ("lr=1e-3", plain.ref.path)
 
 
 def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_the_hub_reads_the_scores_with_their_intervals(run: Path, tmp_path: Path
     assert "| gsm8k (version 1) | avg@1 | not measured | **44.4 % (40.0–49.0)** |" in card.text
 
 
+def test_names_of_suites_stay_in_their_place(run: Path, tmp_path: Path) -> None:
+    """A suite is called after its file, whose name may hold what Markdown and YAML read as signs."""
+    name = "odd | name: #1 [x] <b>*"
+    report("policy-v000003", 0.4444, (0.4, 0.49), suite=name).write(run / "evals")
+    card = ModelCard.load(release(run, tmp_path / "folder") / "README.md")
+    assert {one.dataset_name for one in card.data.eval_results or []} == {"held_out", name}
+    (row,) = [line for line in card.text.splitlines() if line.startswith("| odd")]
+    assert row.startswith(r"| odd \| name: #1 \[x] \<b>\* (version 1) | avg@1 | not measured | **44.4 %")
+
+
 def test_a_base_score_in_another_setting_is_no_comparison(run: Path, tmp_path: Path) -> None:
     path = run / "evals/held_out-policy-v000000.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6}))

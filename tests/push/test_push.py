@@ -254,8 +254,8 @@ def test_private_means_private(hub: Hub, push: Push) -> None:
     ("arguments", "words"),
     [
         (["--repo", "sums"], "write USER/NAME"),
-        (["--repo", "ada/su ms"], "ada/su ms"),
-        (["--base-model", "not a model"], "not a model"),
+        (["--repo", "ada/su ms"], "error: --repo: Repo id must use"),
+        (["--base-model", "not a model"], "error: --base-model: Repo id must use"),
         (["--output", "."], "not a new one"),
         (["--merged-dtype", "float32"], "without --merged"),
     ],

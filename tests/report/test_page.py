@@ -115,6 +115,22 @@ def test_what_a_model_wrote_is_shown_and_not_run(opened: Opened, files: tuple[Pa
     assert page.locator("img").count() == 0
 
 
+def test_a_page_of_one_step_counts_in_whole_steps(opened: Opened, tmp_path: Path) -> None:
+    """And prints dark on white, whatever was chosen for the screen."""
+    records = start_run(tmp_path)
+    metrics = {"reward/mean": 1.0, "time/learn_s": 1.0, "time/step_s": 1.0, "throughput/tokens_per_s": 1.0}
+    record_step(records, 1, {"a": [RIGHT]}, metrics)
+    page = opened.go(write_page(read_runs([tmp_path], 1), tmp_path / "page.html"))
+    ticks = page.locator("[data-chart=reward] svg text[text-anchor=middle]").all_text_contents()
+    assert [tick for tick in ticks if tick != "step"] == ["1", "2"]
+    assert page.locator("[data-chart=time] svg line.area").evaluate("part => part.getBBox().height") > 100
+    page.emulate_media(color_scheme="light")
+    page.click("#theme")
+    expect(page.locator("body")).not_to_have_css("background-color", "rgb(255, 255, 255)")
+    page.emulate_media(media="print")
+    expect(page.locator("body")).to_have_css("background-color", "rgb(255, 255, 255)")
+
+
 def test_completions_are_filtered_by_step_and_verdict(opened: Opened, files: tuple[Path, Path]) -> None:
     page = opened.go(files[0])
     assert len(shown_groups(page)) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rl_engine.report.meanings import meanings_of
 from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
 from rl_engine.report.page import page_of, read_runs
 from rl_engine.report.pairs import EACH, pairs_of
-from rl_engine.report.tables import changes_of
+from rl_engine.report.tables import changes_of, conditions_of
 from rl_engine.report.warnings import RULES, warnings_of
 from tests.helpers.run_directories import answered, evaluated, publish, record_step, start_run
 
@@ -70,6 +71,26 @@ def test_runs_are_paired_by_problem_and_text(tmp_path: Path) -> None:
     (pair,) = pairs_of(read_runs([tmp_path / "one", tmp_path / "other"], 1), ["one", "other"])
     assert pair.gain is None
     assert "nothing is paired" in pair.note
+
+
+def test_runs_that_were_asked_differently_are_not_one_comparison(tmp_path: Path) -> None:
+    """The settings in which two evaluations may differ, top_p among them, and a version whose step is not known."""
+    for name, extra in (("one", {}), ("two", {"top_p": 0.9})):
+        make_run(tmp_path / name, "abc", "ABc")
+        path = tmp_path / name / "evals/gsm8k-policy-v000001.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **extra}))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        (tmp_path / name / "metrics.jsonl").write_text(lines[0] + "\n")
+    runs = read_runs([tmp_path / "one", tmp_path / "two"], 1)
+    (pair,) = pairs_of(runs, ["one", "two"])
+    assert "asked differently" in pair.note
+    assert pair.labels == ("one, policy-v000001", "two, policy-v000001")
+    assert [how for _, how in conditions_of(runs[1])] == [
+        "30 problems × 16, temperature 1, top_p 0.9, ≤ 4,096 tokens",
+        "30 problems × 16, temperature 1, ≤ 4,096 tokens",
+    ]
+    (pair,) = pairs_of(runs[:1], ["one"])
+    assert {one.history for one in pair.problems} == {((0, 0.0),)}
 
 
 def test_a_page_holds_some_problems_of_each_kind(tmp_path: Path) -> None:

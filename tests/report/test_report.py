@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from rl_engine.report import __main__ as command
 from rl_engine.report.charts import accuracy_chart, charts_of
 from rl_engine.report.origins import settings_of_its_own
 from rl_engine.report.page import names_of, page_of, read_runs, write_report
-from rl_engine.report.plot import draw_chart, plot_charts
+from rl_engine.report.plot import draw_chart, plot_charts, plot_run
 from rl_engine.report.shown_run import read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
+from rl_engine.report.warnings import warnings_of
 from rl_engine.run.records import METRICS, Records
 from tests.helpers.reported import TIMES, embedded_data, sampled
 from tests.helpers.run_directories import evaluated, publish, record_step, start_run
@@ -229,6 +231,46 @@ def test_plots_draw_per_cent_interval_and_overlay(tmp_path: Path) -> None:
     first = files[0].read_bytes()
     plot_charts({"one": lines}, tmp_path, "svg")
     assert files[0].read_bytes() == first
+
+
+def test_a_chart_of_one_step_shows_what_it_has() -> None:
+    """The interval and the parts of a whole, over whole steps: bands and areas have no width there."""
+    figure, axes = plt.subplots()
+    draw_chart(axes, accuracy_chart("s"), {"one": [{"step": 0, "eval/s/avg": 0.5, "eval/s/low": 0, "eval/s/high": 1}]})
+    assert axes.get_xlim() == (-1, 1)
+    assert [part.get_paths()[0].get_extents().y1 for part in axes.collections] == [100, 100]
+    plt.close(figure)
+    figure, axes = plt.subplots()
+    (chart,) = charts_of({"time/learn_s"})
+    draw_chart(axes, chart, {"one": [{"step": 1, "time/rollout_s": 1.0, "time/learn_s": 2.0, "time/step_s": 3.5}]})
+    assert axes.get_xlim() == (0, 2)
+    extents = [part.get_paths()[0].get_extents() for part in axes.collections]
+    assert [(one.width > 0, one.y1) for one in extents] == [(True, 1), (True, 3)]
+    plt.close(figure)
+
+
+def test_a_value_of_null_is_one_that_was_not_measured(tmp_path: Path) -> None:
+    """As pandas writes a table of metrics; an interval may lack an end."""
+    run = start_run(tmp_path).run
+    lines = [
+        {
+            "step": 0,
+            "reward/mean": None,
+            "eval/s/avg": 0.1,
+            "eval/s/low": 0.0,
+            "eval/s/high": 0.2,
+            "eval/s/tokens_mean": 9.0,
+        },
+        {"step": 1, "reward/mean": 0.5, "eval/s/avg": 0.2, "eval/s/low": None, "eval/s/tokens_mean": 9.0},
+        {"step": 2, "reward/mean": 0.5, "eval/s/avg": None, "reward/verdict/error": 0.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = read_run(run, problems=1, budget_bytes=0)
+    assert [sorted(line) for line in shown.lines][2] == ["reward/mean", "reward/verdict/error", "step"]
+    assert warnings_of(shown) == []
+    assert page_of([shown])
+    assert plot_run(run).is_file()
+    assert len(plot_charts({"run": shown.lines}, tmp_path / "plots", "svg")) == 4
 
 
 def test_every_chart_has_a_file_of_its_own() -> None:

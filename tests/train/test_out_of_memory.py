@@ -57,8 +57,8 @@ def test_a_learner_without_memory_says_what_takes_less(tmp_path: Path) -> None:
     assert "Traceback" not in output
     assert output.splitlines()[-3:] == [
         "error: step 2, version 1: out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "What lowers it: learner.tokens_per_microbatch (8192), learner.gradient_checkpointing=true; and in a new run "
-        "sampling.max_tokens (72).",
+        "To need less memory, lower learner.tokens_per_microbatch (8192) or set learner.gradient_checkpointing=true; "
+        "in a new run, also lower sampling.max_tokens (72).",
         "What was saved before stands: --resume continues it.",
     ]
 

@@ -149,7 +149,7 @@ function draw(figure, chart, curves, {log, span, steps}) {
   const bottom = height - PAD.bottom;
   for (const tick of x.ticks.filter(Number.isInteger)) {
     image.append(svg('line', {class: 'axis', x1: placeX(tick), x2: placeX(tick), y1: bottom, y2: bottom + 4}));
-    image.append(svg('text', {x: placeX(tick), y: bottom + 16, 'text-anchor': 'middle'}, x.text(tick)));
+    image.append(svg('text', {x: placeX(tick), y: bottom + 16, 'text-anchor': 'middle'}, tick.toLocaleString('en')));
   }
   image.append(svg('line', {class: 'axis', x1: left, x2: width - PAD.right, y1: bottom, y2: bottom}));
   image.append(svg('text', {x: left + inner.width / 2, y: height - 4, 'text-anchor': 'middle'}, 'step'));
@@ -163,7 +163,12 @@ function drawCurve(image, curve, {log, span, steps, placeX, placeY}) {
   const place = ([step, value]) => `${placeX(step).toFixed(1)},${placeY(value).toFixed(1)}`;
   const path = points => 'M' + points.map(place).join('L');
   const banded = visible.filter(point => point.low !== undefined && (!log || point.low > 0));
-  if (banded.length) {
+  if (banded.length === 1) {  // a band or an area of one step would have no width
+    const [{step, low, high}] = banded;
+    const [kind, thick] = curve.area ? ['area', 24] : ['line', 1.8];
+    image.append(svg('line', {class: kind, x1: placeX(step), x2: placeX(step), y1: placeY(low), y2: placeY(high),
+      stroke: curve.colour, 'stroke-width': thick}));
+  } else if (banded.length) {
     const outline = [...banded.map(p => [p.step, p.high]), ...banded.toReversed().map(p => [p.step, p.low])];
     image.append(svg('path', {class: curve.area ? 'area' : 'band', d: path(outline) + 'Z', fill: curve.colour}));
   }

@@ -29,7 +29,8 @@ function pointsOf(metrics, {key, low, high}, factor) {
   (metrics[key] ?? []).forEach((value, index) => {
     if (value === null) return;
     const point = {step: metrics.step[index], value: value * factor};
-    if (low) Object.assign(point, {low: metrics[low][index] * factor, high: metrics[high][index] * factor});
+    const end = name => (metrics[name]?.[index] ?? value) * factor;
+    if (low) Object.assign(point, {low: end(low), high: end(high)});
     points.push(point);
   });
   return points;

@@ -201,7 +201,7 @@ def test_a_worker_with_a_damaged_adapter_never_samples(
     ref = published(tmp_path, 0)
     pool.load_adapter(ref)
     prompts = [prompt_of(0)]
-    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 incident.*sha256 differs"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 failure.*sha256 differs"):
         pool.generate(prompts, SAMPLING, ref, seeds(prompts))
     assert not (tmp_path / "log").exists()
 
@@ -234,7 +234,7 @@ def test_fewer_workers_go_on_and_none_left_says_why(
     assert "1 of 2 are left, others are started in 60 s" in caplog.text
     (script / "raise").touch()
     prompts = [prompt_of(0, "raise")]
-    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 incident.*the sampler stumbled"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 failure.*the sampler stumbled"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 

@@ -147,7 +147,7 @@ def test_a_model_that_was_damaged_on_the_way_never_samples(
     monkeypatch.setattr(ray, "put", lambda piece: put(piece + 1 if len(piece) == 1_000 else piece))
     ref, prompts = published(tmp_path, 0), [prompt_of(0)]
     pool.load_adapter(ref)
-    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 incident.*sha256 differs"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left.* 1 failure.*sha256 differs"):
         pool.generate(prompts, SAMPLING, ref, seeds(prompts))
     assert not (tmp_path / "log").exists()
 

@@ -290,8 +290,8 @@ HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't alloc
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError(CARD_IS_FULL), r"CUDA out of memory .* requests\. What lowers it: its "),
-        (RuntimeError(HOST_IS_FULL), r".*: you tried to get 9 bytes\. What lowers it: its "),
+        (RuntimeError(CARD_IS_FULL), r"CUDA out of memory .* requests\. To need less memory, lower its "),
+        (RuntimeError(HOST_IS_FULL), r".*: you tried to get 9 bytes\. To need less memory, lower its "),
         (subprocess.CalledProcessError(127, "lscpu --json"), "Command 'lscpu --json' .* On a CPU it needs lscpu"),
     ],
     ids=["card", "host", "lscpu"],
