@@ -20,6 +20,7 @@ RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
 CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
+WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
 
 def config_hash(config: Config | SftConfig, problems: str) -> str:
@@ -77,9 +78,9 @@ def read_run_config(path: Path) -> dict[str, Any]:
     try:
         values = read_settings(path)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}; {WITHOUT_IT}") from error
     if not {"train", "checkpoint"} <= values.keys():
-        raise ConfigError(f"{path} is damaged: it is not the configuration of a run")
+        raise ConfigError(f"{path} is damaged: it is not the configuration of a run; {WITHOUT_IT}")
     return values
 
 
