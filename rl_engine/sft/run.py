@@ -23,6 +23,7 @@ from rl_engine.policy.base_model import check_attention, load_model_config, mode
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
+from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import config_hash, problems_digest
@@ -58,7 +59,7 @@ def run_sft(
     """
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
-    config = resolve_learning_rate(config)
+    config = resolve_learning_rate(pin_revision(config, resume=beginning.resume))
     console = RunConsole(quiet=False, steps=0)
     with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
         for note in check_output(config, resume=beginning.resume):
