@@ -249,8 +249,10 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
     run = Path(config.output_dir)
     try:
         found = changes_since(run, config)
-    except (ConfigError, OSError):
+    except ConfigError:
         return False
+    except OSError:  # not readable now, which says nothing about the checkpoints
+        found = []
     # auto was resolved to the recorded number.
     refused = [change for change in found if change.is_refused and change.new != "auto"]
     return not refused and bool(numbered(run / CHECKPOINTS, "step"))
