@@ -26,7 +26,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import config_hash, problems_digest
+from rl_engine.run.resumption import check_length, config_hash, problems_digest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
@@ -159,6 +159,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         trainable.begin()
     else:
         restore(config, trainable, optimizer, saved, hashed)
+        check_length(saved[0].planned_steps, config, batches.steps)
     found = saved[0] if saved else None
     done = found.step if found else 0
     run = SftRun(

@@ -18,7 +18,14 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
 from rl_engine.run.output import Beginning, check_output, dry_output
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import RESUMED, check_resumable, config_hash, problems_digest
+from rl_engine.run.resumption import (
+    RESUMED,
+    check_length,
+    check_resumable,
+    config_hash,
+    planned_length,
+    problems_digest,
+)
 
 Problems = list[tuple[tuple[int, ...], str]]
 SFT = ("embedded.yaml", "model.name=embedded")
@@ -115,6 +122,17 @@ def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) ->
     longer = config_in(tmp_path, "optim.schedule=cosine", "train.steps=30")
     with pytest.raises(ConfigError, match=r"with optim\.schedule cosine the rate of every step depends on it"):
         check_output(longer, resume=True)
+
+
+def test_a_length_edited_in_the_runs_own_file_is_seen(tmp_path: Path) -> None:
+    """There the edited configuration is compared with itself."""
+    for schedule, planned in (("constant", None), ("cosine", 25)):
+        config = config_in(tmp_path, f"optim.schedule={schedule}")
+        assert planned_length(config, config.train.steps) == planned
+        check_length(planned, config, 25)
+        check_length(None, config, 30)  # saved by an earlier version
+    with pytest.raises(ConfigError, match=r"was planned for 25 steps, and is to have 30: with optim\.schedule cosine"):
+        check_length(planned, config, 30)
 
 
 def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
