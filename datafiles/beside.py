@@ -1,4 +1,4 @@
-"""Our top-level packages → a check that nothing else with their names is imported in their place.
+"""Our top-level packages, and libraries → a check that no file of the user's is imported in their place.
 
 Read by its path and not imported, because this package's own name may be the one that is taken.
 """
@@ -10,17 +10,45 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
+# Libraries, all of them packages, after which users may call a file.
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "huggingface_hub",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "peft",
+    "pydantic",
+    "ray",
+    "rich",
+    "safetensors",
+    "scipy",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+    "typer",
+    "vllm",
+)
 
 
 def check_ours(*names: str) -> None:
-    """Raise `ImportError` if Python would import some other file instead of one of our packages. `python -m` searches
-    the current directory first, and users tend to call a file of reward functions `rewards.py`. A command prints the
-    error as one line and exits."""
-    for name in names:
+    """Raise `ImportError` if Python would import some other file instead of one of our packages of these names, or a
+    file in the current directory instead of a library. `python -m` searches that directory first, and users tend to
+    call a file of reward functions `rewards.py`. A command prints the error as one line and exits."""
+    beside = [name for name in LIBRARIES if Path(f"{name}.py").is_file()]
+    for name in (*names, *beside):
         found = importlib.util.find_spec(name)
-        if found is None or found.origin is None or Path(found.origin).resolve().is_relative_to(HERE / name):
+        if found is None or found.origin is None:
             continue
-        message = f"{found.origin} shadows rl_engine's own package {name}: rename it, or work in another directory"
+        place = Path(found.origin).resolve()
+        if place != Path(f"{name}.py").resolve() if name in beside else place.is_relative_to(HERE / name):
+            continue
+        what = f"the library {name}" if name in beside else f"rl_engine's own package {name}"
+        message = f"{found.origin} shadows {what}: rename it, or work in another directory"
         if sys.argv[:1] == ["-m"]:  # `python -m` is still looking for the command's module
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2)

@@ -78,12 +78,13 @@ def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
             if line.isspace():
                 continue
             try:
-                yield json.loads(line)
+                yield json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 if grows and not line.endswith(b"\n"):
                     return
                 message = f"line {number} is not JSON: {first_line(error)}"
-                raise ValueError(f"{path} cannot be read ({message})") from error
+                way_out = "" if _is_packed(path) else ": mend that line, or remove it"
+                raise ValueError(f"{path} cannot be read ({message}){way_out}") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

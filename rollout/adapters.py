@@ -70,7 +70,7 @@ def stated_manifest(directory: Path) -> dict[str, Any]:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         manifest: Any = read_json(path.read_text(encoding="utf-8"))
         manifest = {**manifest, "files": dict(manifest["files"])}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from error
@@ -178,7 +178,9 @@ class AdapterStore:
     def point(self, pointer: Pointer, version: int) -> None:
         """Point a symbolic link at a version, atomically."""
         link = self.root / pointer
-        if not link.is_symlink() and (link / MANIFEST).is_file():
+        if not link.is_symlink() and link.is_dir():
+            if not (link / MANIFEST).is_file():
+                raise AdapterError(f"{link} is a directory, where the run keeps a link to a version: move it away")
             discard(link)  # a copy of a run that followed links has the version itself here
         scratch = self.root / f".{pointer}.partial"
         scratch.unlink(missing_ok=True)

@@ -57,7 +57,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "bfloat16", description="Precision of the base model. auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    revision: str | None = Field(None, description="Hub revision; the default branch if unset.")
+    revision: str | None = Field(
+        None, description="Hub revision; if unset, the default branch, at the commit that a run begins with."
+    )
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:

@@ -106,6 +106,14 @@ def _ask(item: HubItem) -> None:
         raise _UnreachableError(f"answers {error.response.status_code} {error.response.reason_phrase}") from error
 
 
+def newest_commit(repo: str) -> str:
+    """The commit of a model's default branch: the hub's, or the one downloaded last where the hub may not be asked.
+    Call `check_hub` first."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo, "config.json")).parent.name
+
+
 def _is_downloaded(item: HubItem) -> bool:
     """Whether an earlier command downloaded it. The datasets library has a cache directory of its own."""
     from huggingface_hub import constants, try_to_load_from_cache

@@ -57,7 +57,8 @@ def evaluate(
         arguments.append(f"--output={report}")
         arguments += [f"--adapter={adapter}" for adapter in _as_arguments(adapters)]
         arguments += [_flag(name, value) for name, value in options.items() if value != OPTIONS[name]]
-        with running("evals", arguments, show=show) as child:
+        # Files in a directory that is gone when the report is returned are no result.
+        with running("evals", arguments, show=show, hide=None if output is not None else place) as child:
             while child.is_at_work(POLL_S):
                 pass
             child.check()

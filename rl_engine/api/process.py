@@ -37,6 +37,9 @@ class Child:
     popen: subprocess.Popen[bytes]
     log: Path
     show: bool
+    """Print its output as it comes."""
+    hide: str | None
+    """Lines that contain this are not printed."""
     _shown: int = field(default=0, init=False)  # bytes of the log
 
     def is_at_work(self, wait_s: float) -> bool:
@@ -78,16 +81,19 @@ class Child:
             new = new[: new.rfind(b"\n") + 1]
         self._shown += len(new)
         # Look up `sys.stdout` anew each time: in a notebook it belongs to the current cell.
-        sys.stdout.write(new.decode(errors="replace"))
+        for line in new.decode(errors="replace").splitlines(keepends=True):
+            if self.hide is None or self.hide not in line:
+                sys.stdout.write(line)
         sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def running(module: str, arguments: Sequence[str], *, show: bool) -> Iterator[Child]:
-    """Run `python -m MODULE ARGUMENTS…` inside the block; leaving the block stops it if it is still running."""
+def running(module: str, arguments: Sequence[str], *, show: bool, hide: str | None = None) -> Iterator[Child]:
+    """Run `python -m MODULE ARGUMENTS…` inside the block; leaving the block stops it if it is still running. `show` and
+    `hide`: see `Child`."""
     with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
         log = Path(place) / "output.txt"
-        child = Child(module, start(module, arguments, log), log, show)
+        child = Child(module, start(module, arguments, log), log, show, hide)
         try:
             yield child
         finally:

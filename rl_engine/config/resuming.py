@@ -140,8 +140,8 @@ SFT: Table = {
         "train.batch_size",
     ),
 }
-# If left at auto, a resumed run keeps the values that these were resolved to when it began.
-KEPT = ("model.dtype", "rollout.prompts_per_piece", "eval.prompts_per_piece")
+# If left at auto, or unset, a resumed run keeps the values that these were resolved to when it began.
+KEPT = ("model.dtype", "model.revision", "rollout.prompts_per_piece", "eval.prompts_per_piece")
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 
@@ -184,7 +184,7 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
     for key, info in fields(type(config)):
         default = None if info.is_required() else info.get_default(call_default_factory=True)
         was, now = value_at(old, key, default), value_at(new, key)
-        if _plain(was) != _plain(now) and not (now == "auto" and key in KEPT):
+        if _plain(was) != _plain(now) and not (now in ("auto", None) and key in KEPT):
             rule = rules_of(table, key)[0]
             reason = _reason(was, now, new["optim"]) if rule is ResumeRule.LENGTH else ""
             found.append(Changed(key, was, now, rule, reason))

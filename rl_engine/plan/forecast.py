@@ -19,6 +19,7 @@ from rl_engine.plan.flops import StepFlops, step_flops
 from rl_engine.plan.learning_rate import Rate, chosen_rate, rate_of_run
 from rl_engine.plan.sizes import Workload
 from rl_engine.plan.warnings import PlannedRun, warnings_of
+from rl_engine.policy.lora.targets import layers_below_rank
 from rollout.servable import context_length
 
 
@@ -96,6 +97,7 @@ def forecast(
                 context=context_length(text_config),
                 groups=frozenset(groups),
                 capacity=capacity,
+                below_rank=layers_below_rank(meta_model, config.lora) if config.method == "lora" else {},
             )
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rl_engine.config import Config
@@ -37,6 +37,8 @@ class PlannedRun:
     groups: frozenset[str]
     """Kinds of layers that are trained."""
     capacity: Capacity
+    below_rank: Mapping[str, int]
+    """See `layers_below_rank`."""
 
     @property
     def is_lora(self) -> bool:
@@ -123,6 +125,16 @@ def too_small_for_the_run(run: PlannedRun) -> str | None:
     return f"the run may teach {capacity.share:.1f} times what {own} can hold; {enough} holds it all"
 
 
+def rank_above_a_layer(run: PlannedRun) -> str | None:
+    if not run.below_rank:
+        return None
+    path, side = min(run.below_rank.items(), key=lambda layer: layer[1])
+    return (
+        f"the rank is higher than {len(run.below_rank)} layers are wide ({path} has {side} at its smaller side): an "
+        f"update cannot use more, so give lora.rank={side}, or those layers less in lora.rank_pattern"
+    )
+
+
 def reinforce_moves_on(run: PlannedRun) -> str | None:
     updates = run.config.learner.updates
     if run.config.loss.name != "reinforce" or updates == 1:
@@ -184,6 +196,7 @@ WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "targets": attention_alone,
     "init": decomposed_start,
     "capacity": too_small_for_the_run,
+    "rank": rank_above_a_layer,
     "reinforce": reinforce_moves_on,
     "ratio": ratio_without_bounds,
     "context": longer_than_the_context,

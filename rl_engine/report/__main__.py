@@ -67,6 +67,7 @@ def main(
             if not watch and every != EVERY_S:
                 raise ValueError(f"--every is {every:g}, and has no effect: give --watch too")
             notes = replaced({target: is_report}, "--output")
+            runs = each_once(runs, console)
             for run in runs:
                 check_run(run)
             for key, place in (("--output", target.parent), ("--plots", plots)):
@@ -87,6 +88,15 @@ def main(
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
+
+
+def each_once(runs: Sequence[Path], console: Console) -> list[Path]:
+    """The runs without repetitions, which a shell's pattern beside a name gives and which compare a run with itself."""
+    found: dict[Path, Path] = {}
+    for run in runs:
+        if found.setdefault(run.resolve(), run) is not run:
+            console.print(f"{escape(str(run))} is given twice: it is shown once")
+    return [*found.values()]
 
 
 def draw(console: Console, shown: Sequence[ShownRun], plots: Path, format: PlotFormat) -> None:

@@ -39,6 +39,8 @@ class RunState:
     config_hash: str
     drawing: dict[str, Any] = field(default_factory=dict)
     """State of the problem order besides the position: with `data.replay`, the problems without learning signal."""
+    planned_steps: int | None = None
+    """The run's length, if the rate of its steps depends on it."""
     unrecorded: dict[str, float] | None = None
     """The step's line for metrics.jsonl, if the run was stopped before writing it: a resumed run first evaluates this
     step and records it."""

@@ -137,10 +137,11 @@ def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator
 
 def _described(run: Path, config: Config | SftConfig) -> str:
     """A description of the earlier run in a directory, for the user, with the settings that have changed."""
-    steps = steps_on_record(read_metrics(run))
+    steps = "an unknown number of"
     try:
+        steps = str(steps_on_record(read_metrics(run)))
         found = [change for change in changes_since(run, config) if change.key != "output_dir"]
-    except ConfigError:
+    except ValueError:  # damaged
         return f"the earlier run ({steps} steps)"
     listed = [str(change) for change in found[:CHANGES_SHOWN]]
     if len(found) > CHANGES_SHOWN:
@@ -201,15 +202,23 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
             f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
             "or give another output_dir"
         )
-    if not (run / CONFIG).is_file():
-        return []
+    _refuse_other_kinds(run)
     found = changes_since(run, config)
     refuse_changes(run, found)
-    if not numbered(run / CHECKPOINTS, "step"):
+    newest, lines = max(numbered(run / CHECKPOINTS, "step"), default=0), read_metrics(run)
+    if not newest:
         _refuse_lost_checkpoints(run, longer=any(change.rule is ResumeRule.LENGTH for change in found))
         return [f"the run in {run} has no checkpoint: it starts from the beginning"]
     starts = read_starts(run)
-    return [*notes_on(found), *changed_inputs(config, starts[-1].get("inputs", {}) if starts else {})]
+    notes = [*notes_on(found), *changed_inputs(config, starts[-1].get("inputs", {}) if starts else {})]
+    # The newest step's own line may still be in the checkpoint. A supervised run does not record every step.
+    lost = {*range(1, newest)} - {line["step"] for line in lines} if isinstance(config, Config) else ()
+    if lost:
+        notes.append(
+            f"warning: {run / METRICS} lacks {len(lost)} of the {newest} steps that are done, from step {min(lost)}: "
+            "their metrics are lost, and the run continues without them"
+        )
+    return notes
 
 
 def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
@@ -240,8 +249,10 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
     run = Path(config.output_dir)
     try:
         found = changes_since(run, config)
-    except (ConfigError, OSError):
+    except ConfigError:
         return False
+    except OSError:  # not readable now, which says nothing about the checkpoints
+        found = []
     # auto was resolved to the recorded number.
     refused = [change for change in found if change.is_refused and change.new != "auto"]
     return not refused and bool(numbered(run / CHECKPOINTS, "step"))
@@ -272,6 +283,15 @@ def refuse_place(run: Path) -> None:
             "whole path (in a file a variable is ${oc.env:NAME})"
         )
     refuse_inside(run, "output_dir")
+
+
+def _refuse_other_kinds(run: Path) -> None:
+    """Raises `ConfigError` for a directory in the place of a file of the run, or the reverse."""
+    for path in _written(run):
+        is_file = "." in path.name
+        if path.exists() and path.is_file() != is_file:
+            kinds = ("a directory", "a file") if is_file else ("a file", "a directory")
+            raise ConfigError(f"output_dir: {path} is {kinds[0]}, where the run keeps {kinds[1]}: move it away")
 
 
 def refuse_mount(run: Path) -> None:
@@ -309,7 +329,7 @@ def _occupied(run: Path) -> ConfigError:
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     """Raises `ConfigError` for a resumption without checkpoints, which would start over, if the run was past its first
     checkpoint, and so lost more than a step, or is to be extended, and so would repeat all steps."""
-    done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG)
+    done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG) if (run / CONFIG).is_file() else {}
     every, ended = value_at(old, "checkpoint.every"), done > 0 and value_at(old, "train.steps") in (done, None)
     every = CHECKPOINT_EVERY.get(value_at(old, "method"), 1) if every is None else every
     if (longer and ended) or (every and done > every):

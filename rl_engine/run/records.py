@@ -54,7 +54,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     for values in found:
         numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
         if not numbers or not isinstance(values.get("step"), int | float):
-            raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}")
+            raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}: remove it")
     return [{key: value for key, value in values.items() if value is not None} for values in found]
 
 

@@ -20,6 +20,7 @@ RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
 CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
+WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
 
 def config_hash(config: Config | SftConfig, problems: str) -> str:
@@ -59,6 +60,21 @@ def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: in
     )
 
 
+def planned_length(config: Config | SftConfig, steps: int) -> int | None:
+    """The number of steps if the rate of each depends on it, else None."""
+    return None if config.optim.schedule == "constant" else steps
+
+
+def check_length(planned: int | None, config: Config | SftConfig, steps: int) -> None:
+    """Raises `ConfigError` if the rates up to a checkpoint followed from another length of the run. `refuse_changes`
+    does not see that if the length was edited in the run's own config.yaml."""
+    if planned not in (None, steps):
+        raise ConfigError(
+            f"{config.output_dir} was planned for {planned} steps, and is to have {steps}: with optim.schedule "
+            f"{config.optim.schedule} the rate of every step depends on that. Give what it was, or another output_dir"
+        )
+
+
 def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
     """The differences from the configuration in the run's directory; empty if there is none.
 
@@ -77,9 +93,9 @@ def read_run_config(path: Path) -> dict[str, Any]:
     try:
         values = read_settings(path)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}; {WITHOUT_IT}") from error
     if not {"train", "checkpoint"} <= values.keys():
-        raise ConfigError(f"{path} is damaged: it is not the configuration of a run")
+        raise ConfigError(f"{path} is damaged: it is not the configuration of a run; {WITHOUT_IT}")
     return values
 
 

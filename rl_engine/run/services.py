@@ -109,4 +109,7 @@ def _tracked_as(run: Path) -> str:
     path = run / TRACKED_AS
     if not path.is_file():
         write_synced(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: remove it, and the run continues as a new one at its tracker") from error

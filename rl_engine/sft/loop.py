@@ -85,7 +85,8 @@ class SftRun(TrainerCallback):
             self.save()
 
     def save(self, unrecorded: dict[str, float] | None = None) -> None:
-        save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step, self.config_hash, unrecorded)
+        done, steps = self.step, self.batches.steps
+        save(self.config, self.trainable, self.optimizer, self.checkpoints, done, steps, self.config_hash, unrecorded)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]

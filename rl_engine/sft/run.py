@@ -27,9 +27,10 @@ from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.policy.lora.targets import trains_head
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
+from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import config_hash, problems_digest
+from rl_engine.run.resumption import check_length, config_hash, problems_digest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
@@ -62,7 +63,7 @@ def run_sft(
     """
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
-    config = resolve_learning_rate(config)
+    config = resolve_learning_rate(pin_revision(config, resume=beginning.resume))
     console = RunConsole(quiet=False, steps=0)
     with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
         for note in check_output(config, resume=beginning.resume):
@@ -170,6 +171,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         trainable.begin()
     else:
         restore(config, trainable, optimizer, saved, hashed)
+        check_length(saved[0].planned_steps, config, batches.steps)
     found = saved[0] if saved else None
     done = found.step if found else 0
     run = SftRun(

@@ -8,7 +8,7 @@ from torch import Tensor
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import steps_taken
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
-from rl_engine.run.resumption import check_resumable
+from rl_engine.run.resumption import check_resumable, planned_length
 from rl_engine.sft.model import TrainableModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,10 +21,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     checkpoints: Checkpoints,
     step: int,
+    steps: int,
     config_hash: str,
     unrecorded: dict[str, float] | None,
 ) -> None:
-    """Save a checkpoint after a step; see `RunState.unrecorded`."""
+    """Save a checkpoint after a step of `steps`; see `RunState.unrecorded`."""
     tensors = {f"value.{name}": value for name, value in trainable.values().items()}
     count = 0  # skipped updates do not count
     for name, parameter in trainable.parameters.items():
@@ -38,6 +39,7 @@ def save(
         position=step * config.train.batch_size,
         version=0,
         config_hash=config_hash,
+        planned_steps=planned_length(config, steps),
         unrecorded=unrecorded,
     )
     checkpoints.save(state, tensors)

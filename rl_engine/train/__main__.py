@@ -142,7 +142,7 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
     with among_ranks(config) as ranks:
         with loading():
             from rl_engine.train.one_run import train_run
-            from rl_engine.train.resolve import resolve_settings
+            from rl_engine.train.resolve import pinned, resolve_settings
 
         config = resolve_settings(config, ranks, resume=beginning.resume)
         if only_check:
@@ -150,6 +150,7 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
 
             dry_run(config, ranks, beginning)
             return 0
+        (config,) = ranks.broadcast(pinned([config], resume=beginning.resume) if ranks.is_main else [])
         return train_run(config, ranks, stop, beginning)
 
 
@@ -182,7 +183,7 @@ def run_together(
     with among_ranks(groups[0].cells[0].config) as ranks:
         with loading():
             from rl_engine.train.company import GroupOptions, show_all, train_all
-            from rl_engine.train.resolve import resolve_together
+            from rl_engine.train.resolve import pinned, resolve_together
 
         settled = []
         for group in groups:
@@ -195,6 +196,10 @@ def run_together(
             show_all(settled, ranks, beginning)
             return 0
         ((group, number),) = settled
+        configs = [cell.config for cell in group.cells]
+        configs = ranks.broadcast(pinned(configs, resume=beginning.resume) if ranks.is_main else [])
+        for cell, config in zip(group.cells, configs, strict=True):
+            cell.config = config
         return train_all(group.cells, ranks, stop, GroupOptions(at_once=number, beginning=beginning))
 
 

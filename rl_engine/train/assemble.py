@@ -40,7 +40,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.output import begins
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
+from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
 from rl_engine.sampling.data import TrainingData, cursor_of, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
@@ -311,6 +311,7 @@ def newest_of_run(
     found = newest_on_all(checkpoints, ranks)
     if found is not None:
         check_resumable(found[0].config_hash, config, hashed, found[0].step)
+        check_length(found[0].planned_steps, config, config.train.steps)
     return found
 
 

@@ -38,6 +38,7 @@ from rl_engine.run.console import RunConsole, ShownAnswer
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
+from rl_engine.run.resumption import planned_length
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
@@ -156,6 +157,7 @@ def finish(run: LiveRun, unrecorded: dict[str, float] | None = None) -> None:
         drawing=run.stream.state(),
         version=run.version,
         config_hash=run.config_hash,
+        planned_steps=planned_length(run.config, run.config.train.steps),
         unrecorded=unrecorded,
     )
     run.rng = torch.get_rng_state()

@@ -85,8 +85,7 @@ def train_in_place(
                 with contextlib.closing(run.sampler.engine):
                     run.records.close()
             if ranks.is_main:
-                report = write_report([output], output / REPORT)
-                paths = {**summary_paths(run), "report": report}
+                paths = reported(run, output)
                 lines = read_metrics(output)
                 run.console.summary(lines, paths)
                 # Beside other runs, waiting for the sampler includes waiting for them, which is not a bottleneck of
@@ -96,6 +95,16 @@ def train_in_place(
                 run.console.examples(run.examples)
                 run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
     return 0
+
+
+def reported(run: LiveRun, output: Path) -> dict[str, Path]:
+    """Write the report and return the paths for the summary. The run is done, so a damaged file in its directory that
+    cannot be shown is only mentioned."""
+    try:
+        return {**summary_paths(run), "report": write_report([output], output / REPORT)}
+    except ValueError as error:
+        run.console.note(f"warning: no report was written: {error}")
+        return summary_paths(run)
 
 
 def report_stop(run: LiveRun) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision
 from rl_engine.plan.company import Place, settle_together
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
+from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.resumption import began_with
 from rl_engine.sampling.sent import check_room
 
@@ -42,6 +44,22 @@ def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
     config = settle_precision(config, ranks.device.type, resume=resume)
     config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
     return resolve_pieces(config, resume=resume)
+
+
+def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
+    """The configurations, of runs that share a base model, with its commit on the hub.
+
+    Raises `ConfigError` if resumed runs began with different ones.
+    """
+    found = [pin_revision(config, resume=resume) for config in configs]
+    commits = {config.model.revision: config.output_dir for config in found}
+    if len(commits) > 1:
+        told = ", ".join(f"{run} with {commit}" for commit, run in commits.items())
+        raise ConfigError(
+            f"model.name ({found[0].model.name}): the runs began with different commits of it ({told}): resume each "
+            "by a command of its own"
+        )
+    return found
 
 
 def resolve_learning_rate(config: Config, console: RunConsole) -> Config:

@@ -90,11 +90,14 @@ def write_synced(path: Path, text: str) -> None:
     """Replace a file atomically: after a crash it is the old one or the new one. Creates its directory if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
-    with naming(path):
-        scratch.write_text(text, encoding="utf-8")
-        sync(scratch)
-        scratch.replace(path)
-        sync(path.parent)
+    try:
+        with naming(path):
+            scratch.write_text(text, encoding="utf-8")
+            sync(scratch)
+            scratch.replace(path)
+            sync(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)  # left on a full disk
 
 
 def sync(path: Path) -> None:

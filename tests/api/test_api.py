@@ -116,8 +116,8 @@ class Written:
         self.left = False
 
     @contextmanager
-    def running(self, module: str, arguments: list[str], *, show: bool) -> Any:
-        self.arguments = arguments
+    def running(self, module: str, arguments: list[str], *, show: bool, hide: str | None = None) -> Any:
+        self.arguments, self.hidden = arguments, hide
         try:
             yield self
         finally:
@@ -185,6 +185,11 @@ def test_every_option_of_the_evaluation_is_one_of_the_commands(monkeypatch: pyte
     assert {name: told[name] for name in evaluation.OPTIONS if name not in given} == {
         name: default for name, default in evaluation.OPTIONS.items() if name not in given
     }
+    assert command.hidden is None
+    command = Written(lambda: Path(command.hidden or "", "scores.json").write_text('{"suites": []}'))
+    monkeypatch.setattr(evaluation, "running", command.running)
+    evaluate("embedded", "held_out")
+    assert not Path(command.hidden or "").exists()  # so the command's line with its files is not shown
     with pytest.raises(TypeError, match="no option 'sample': did you mean samples"):
         evaluate("embedded", "held_out", sample=3)
 

@@ -57,12 +57,14 @@ def test_an_early_end_is_an_exception_with_the_commands_line(source: str, code: 
 
 def test_what_it_prints_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("command.py").write_text(
-        "import time\nprint('one', flush=True)\nprint('two', end='', flush=True)\ninput_ = 0\n"
+        "import time\nprint('one\\nin /tmp/gone.json', flush=True)\nprint('two', end='', flush=True)\n"
     )
-    with running("command", (), show=True) as child:
+    shown = ""
+    with running("command", (), show=True, hide="/tmp/gone") as child:
         while child.is_at_work(0.05):
-            assert "two" not in capsys.readouterr().out or child.popen.poll() is not None
-    assert capsys.readouterr().out.endswith("two")
+            shown += capsys.readouterr().out
+            assert "two" not in shown or child.popen.poll() is not None
+    assert shown + capsys.readouterr().out == "one\ntwo"
 
 
 SAVES = """

@@ -175,14 +175,23 @@ def test_a_run_that_lost_a_rank_is_told_to_go_on(make_config: Callable[..., Conf
     ]
 
 
-def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:
-    """There is no checkpoint, or only one of an earlier run with other settings."""
+def test_nothing_is_called_saved_that_is_not(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no checkpoint, or only one of an earlier run with other settings. And nothing that is saved is denied,
+    where this user may not read the settings."""
     error, config = OSError(errno.EIO, "Input/output error"), make_config("log.tensorboard=false")
     assert with_hint(error, config).endswith("\nNo checkpoint of this run was saved.")
     Records(Path(config.output_dir), config).open(-1)
     (Path(config.output_dir) / "checkpoints" / "step000001").mkdir(parents=True)
     assert with_hint(error, config).endswith("--resume continues it.")
     assert with_hint(error, make_config("seed=1")).endswith("\nNo checkpoint of this run was saved.")
+
+    def denied(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("rl_engine.run.resumption.read_settings", denied)
+    assert with_hint(error, config).endswith("--resume continues it.")
 
 
 @pytest.mark.parametrize(

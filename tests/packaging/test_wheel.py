@@ -72,6 +72,7 @@ def test_a_command_of_the_wheel_runs_from_another_directory(installed: Path, tmp
         ("rewards.py", ("-m", "evals")),
         ("evals/__init__.py", ("-m", "rl_engine")),
         ("rollout.py", ("-c", "import rl_engine")),
+        ("tokenizers.py", ("-m", "rl_engine.train")),
         ("datafiles.py", ("-m", "rl_engine.report")),
         ("datafiles.py", ("-m", "evals.forgetting")),
         ("datafiles.py", ("-m", "rewards.check")),
@@ -83,7 +84,9 @@ def test_a_file_in_the_place_of_a_package_is_named(theirs: str, command: tuple[s
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).touch()
     answer = run(tmp_path, *command)
-    said = f"{tmp_path / theirs} shadows rl_engine's own package {Path(theirs).parts[0].removesuffix('.py')}: rename it"
+    name = Path(theirs).parts[0].removesuffix(".py")
+    what = "the library" if name == "tokenizers" else "rl_engine's own package"
+    said = f"{tmp_path / theirs} shadows {what} {name}: rename it"
     if command[0] == "-m":
         assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
     assert answer.stderr.splitlines()[-1].partition(": ")[2].startswith(said)

@@ -266,13 +266,28 @@ def test_pieces_leave_no_worker_idle_where_prompts_suffice(meta_model: nn.Module
 def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module, name: str) -> None:
     assert forecast(load_config(name), meta_model, device_type="cuda").warnings == {}
     others = {"reinforce", "ratio", "workers"}
-    assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"} | others
+    assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "rank", "context"} | others
 
 
 def test_a_small_model_may_learn_faster_than_the_recipes(make_config: Any) -> None:
     """A slower rate is warned about."""
     embedded = load_meta_model(make_config().model)
     assert forecast(make_config(), embedded, device_type="cpu").warnings == {}
+
+
+def test_a_rank_that_no_layer_can_use_is_warned_of(make_config: Any) -> None:
+    """Once, not for each layer. Its numbers beyond a layer's smaller side would be trained and served for nothing."""
+    embedded = load_meta_model(make_config().model)
+    for overrides, layers in (
+        (["lora.rank=193"], 28),
+        (["lora.rank_pattern={k_proj: 200}"], 4),
+        (["method=full"], 0),
+    ):
+        warnings = forecast(make_config(*overrides), embedded, device_type="cpu").warnings
+        assert ("rank" in warnings) == (layers > 0)
+        if layers:
+            assert f"is higher than {layers} layers are wide (model.layers.0." in warnings["rank"]
+            assert "_proj has " in warnings["rank"]
     assert "rate" in forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu").warnings
 
 

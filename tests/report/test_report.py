@@ -199,8 +199,10 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     for name in ("one", "two"):
         sampled(tmp_path / name, [["a"], ["b"]])
     runs = [str(tmp_path / "one"), str(tmp_path / "two")]
-    result = CliRunner().invoke(command.app, [*runs, "--plots", str(tmp_path / "plots"), "--format", "png"])
+    (again := tmp_path / "again").symlink_to("one")
+    result = CliRunner().invoke(command.app, [*runs, str(again), "--plots", str(tmp_path / "plots"), "--format", "png"])
     assert result.exit_code == 0, result.output
+    assert f"{again} is given twice: it is shown once\n" in result.output
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["throughput.png", "time.png"]
     page = (tmp_path / "one" / "report.html").read_text()
     assert "2 runs compared" in page

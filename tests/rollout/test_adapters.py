@@ -88,6 +88,11 @@ def test_a_run_that_was_copied_without_links_has_versions(left: str, store: Adap
     assert store.pointed("latest") == (2 if left == "the version itself" else None)
     store.publish(3, write_weights, {"rank": 1})
     assert (link.readlink(), store.versions()) == (Path("v000003"), [0, 1, 2, 3])
+    link.unlink()
+    (link / "mine").mkdir(parents=True)
+    with pytest.raises(AdapterError, match=f"^{link} is a directory, where the run keeps a link .*: move it away$"):
+        store.publish(4, write_weights, {"rank": 1})
+    assert (link / "mine").is_dir()
 
 
 def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
+from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.origin.starts import STARTS, read_starts, wall_s
 from rl_engine.run.output import check_output
 from rl_engine.run.records import WRITTEN, Records
+from rl_engine.train.resolve import pinned
 from rollout.models import EMBEDDED_DIR
 
 
@@ -69,6 +72,45 @@ def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ConfigError, match=r"^model.name \(.*base\): its weights have changed since the run in .*run "):
         check_output(config, resume=True)
     assert read_starts(run)[0].pop("inputs").keys() == {"model.name", "rewards.function"}
+
+
+@pytest.fixture
+def newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the newest commit of acme/tiny, downloaded at the commits aaa and bbb. The hub is not asked."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--acme--tiny"
+    for commit in ("aaa", "bbb"):
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        shutil.copy(EMBEDDED_DIR / "config.json", repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("aaa")
+    return repo / "refs" / "main"
+
+
+def test_a_resumed_run_keeps_its_commit_on_the_hub(newest: Path, tmp_path: Path) -> None:
+    """It used to take the newest: what was trained for one model went on with another, without a word."""
+    run = tmp_path / "run"
+    config = load_config("quickstart.yaml", ["model.name=acme/tiny", f"output_dir={run}", "log.tensorboard=false"])
+    began = pin_revision(config, resume=True)  # there is no run yet
+    assert began.model.revision == "aaa"
+    Records(run, began).open(-1)
+    (run / "checkpoints" / "step000001").mkdir(parents=True)
+    newest.write_text("bbb")
+    assert check_output(config, resume=True) == []
+    assert pin_revision(config, resume=True) == began
+    assert pin_revision(config, resume=False).model.revision == "bbb"
+    given = config.model_copy(update={"model": config.model.model_copy(update={"revision": "bbb"})})
+    assert pin_revision(given, resume=True) is given
+    with pytest.raises(ConfigError, match=r"model\.revision was 'aaa' and is 'bbb'"):
+        check_output(given, resume=True)
+    other = config.model_copy(update={"output_dir": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match=r"began with different commits of it .*run with aaa, .*other with bbb"):
+        pinned([config, other], resume=True)
+    (run / "config.yaml").write_text(config.to_yaml())  # as an earlier version wrote it
+    assert pin_revision(config, resume=True) == config
+    here = load_config("quickstart.yaml")
+    assert pin_revision(here, resume=False) is here
 
 
 def test_a_run_of_an_earlier_version_has_no_notes(tmp_path: Path) -> None:

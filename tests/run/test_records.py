@@ -112,6 +112,22 @@ def test_going_on_drops_what_was_written_of_later_steps(tmp_path: Path) -> None:
     assert len(list((tmp_path / "rollouts").iterdir())) == 2
 
 
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(tmp_path, load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"]))
+    records.open(-1)
+    records.metrics({"step": 0})
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rollout.files.durable.sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.open(0)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0]
+
+
 def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
     at_once = completion("6", adapter="policy-v000002")
     earlier = (Segment(adapter="policy-v000000", tokens=2), Segment(adapter="policy-v000001", tokens=2))

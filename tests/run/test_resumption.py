@@ -16,9 +16,16 @@ from rl_engine.config.resuming import TABLES, rules_of
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
-from rl_engine.run.output import check_output
+from rl_engine.run.output import Beginning, check_output, dry_output
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import RESUMED, check_resumable, config_hash, problems_digest
+from rl_engine.run.resumption import (
+    RESUMED,
+    check_length,
+    check_resumable,
+    config_hash,
+    planned_length,
+    problems_digest,
+)
 
 Problems = list[tuple[tuple[int, ...], str]]
 SFT = ("embedded.yaml", "model.name=embedded")
@@ -117,6 +124,17 @@ def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) ->
         check_output(longer, resume=True)
 
 
+def test_a_length_edited_in_the_runs_own_file_is_seen(tmp_path: Path) -> None:
+    """There the edited configuration is compared with itself."""
+    for schedule, planned in (("constant", None), ("cosine", 25)):
+        config = config_in(tmp_path, f"optim.schedule={schedule}")
+        assert planned_length(config, config.train.steps) == planned
+        check_length(planned, config, 25)
+        check_length(None, config, 30)  # saved by an earlier version
+    with pytest.raises(ConfigError, match=r"was planned for 25 steps, and is to have 30: with optim\.schedule cosine"):
+        check_length(planned, config, 30)
+
+
 def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path, "rollout.placement=ray"), steps=1)
     changed = config_in(tmp_path, "rollout.placement=ray", "rollout.prompts_per_piece=4")
@@ -176,6 +194,74 @@ def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
     assert check_output(config_in(run), resume=True) == [
         f"there is no run in {run} to resume: this one starts from the beginning"
     ]
+
+
+def _as_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        (
+            "starts.jsonl",
+            lambda path: path.write_text('{"beg'),
+            r"starts.jsonl cannot be .* mend that line, or remove it$",
+        ),
+        (
+            "starts.jsonl",
+            lambda path: path.write_bytes(b"\0" * 700),
+            r"line 1 is not JSON: Expecting value: .* remove it$",
+        ),
+        ("starts.jsonl", lambda path: path.write_text("[1]\n"), "that is not a start's: .*: remove it$"),
+        ("metrics.jsonl", lambda path: path.write_text('{"st\n{"step": 1}\n'), "mend that line, or remove it$"),
+        ("metrics.jsonl", lambda path: path.write_text('{"loss": 1}\n'), "that is not a step's: .*: remove it$"),
+        ("config.yaml", lambda path: path.write_text(""), "is damaged: .*; if it is removed, --resume compares"),
+        (
+            "config.yaml",
+            lambda path: path.write_text("seed: 1\n"),
+            "is damaged: .*; if it is removed, --resume compares",
+        ),
+        (
+            "config.yaml",
+            lambda path: path.write_bytes(b"\0" * 90),
+            "is damaged: .*; if it is removed, --resume compares",
+        ),
+        (".rl_engine", _as_directory, "is a directory, where the run keeps a file: move it away"),
+        ("metrics.jsonl", _as_directory, "is a directory, where the run keeps a file: move it away"),
+        ("rollouts", lambda path: path.write_text(""), "is a file, where the run keeps a directory: move it away"),
+    ],
+)
+def test_a_damaged_file_is_named_with_a_way_out(name: str, damage: Any, told: str, tmp_path: Path) -> None:
+    """Before anything is loaded. And it keeps no other run from taking the place."""
+    begun(tmp_path, config := config_in(tmp_path), steps=1)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=told) as refused:
+        check_output(config, resume=True)
+    assert "\n" not in str(refused.value)
+    if name != ".rl_engine":
+        (replaced,) = dry_output(config, Beginning(overwrite=True))
+        assert replaced.startswith("--overwrite would move the earlier run (")
+
+
+def test_lost_lines_of_metrics_are_told(tmp_path: Path) -> None:
+    """A run that resumed without a word would show a history with a hole."""
+    begun(tmp_path, config := config_in(tmp_path), steps=3)
+    (tmp_path / "checkpoints" / "step000001").rename(tmp_path / "checkpoints" / "step000004")
+    assert check_output(config, resume=True) == []  # the last step's own line is in its checkpoint
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][:5]]))
+    (told,) = check_output(config, resume=True)
+    assert "metrics.jsonl lacks 2 of the 4 steps that are done, from step 2: their metrics are lost" in told
+
+
+def test_without_configuration_and_checkpoints_nothing_begins(tmp_path: Path) -> None:
+    """It would begin anew over its own records."""
+    begun(tmp_path, config := config_in(tmp_path), steps=3, saved=False)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="3 steps on record and no checkpoint to continue from"):
+        check_output(config, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_made_longer_is_the_one_planned_so(place: Path) -> None:
     short, long = place / "runs" / "short", place / "runs" / "long"
+    (short / "evals" / "mine.json").write_text("{")  # what cannot be shown fails no run that is done
     code, output = command(place, "output_dir=runs/short", "train.steps=3", "rollout.max_kl=5", "--resume")
     assert code == 0, output
     assert "rollout.max_kl was 'auto' and is 5.0; train.steps was 2 and is 3" in output
     assert "resumed after step 2" in output
+    assert f"warning: no report was written: {Path('runs/short/evals/mine.json')} is not JSON" in output
     assert numbers(short) == numbers(long)
     for version in sorted((long / "adapters").glob("v*")):
         name = "adapter_model.safetensors"

@@ -243,6 +243,16 @@ def refuse_idle_numbers(matched: dict[str, LayerSize], config: LoraConfig) -> No
         )
 
 
+def layers_below_rank(model: nn.Module, config: LoraConfig) -> dict[str, int]:
+    """Each layer that is smaller than its rank → its smaller side, which is the highest rank of any update there."""
+    sides = {}
+    for path, layer in match_targets(model, config.targets).items():
+        rank = expert_rank(model, config) if layer.experts else rank_of(path, config)
+        if (side := min(layer.inputs, layer.outputs)) < rank:
+            sides[path] = side
+    return sides
+
+
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
     """What an adapter with this configuration adds: rank × (inputs + outputs) values per layer or expert. All of them
     are trained, unless the layers share a few trained numbers instead."""

@@ -1,4 +1,4 @@
-"""A run's model and reward function → digests that show, on resumption, whether they have changed."""
+"""A run's model and reward function → their commit or digests, so that they stay, or a change is seen on resumption."""
 
 from __future__ import annotations
 
@@ -7,13 +7,33 @@ import importlib.util
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import TypeVar
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.resumption import CONFIG, began_with
+from rollout.hub import newest_commit
 from rollout.models import locate_model, weights_in
 
 MODEL, REWARD = "model.name", "rewards.function"
+C = TypeVar("C", Config, SftConfig)
+
+
+def pin_revision(config: C, *, resume: bool) -> C:
+    """The configuration with the commit of a model of the hub in `model.revision`, if that is unset. Whatever is pushed
+    there later, a resumed run continues with the commit that it began with.
+
+    A run of an earlier version noted none: it continues with the newest.
+    """
+    if config.model.revision is not None or Path(locate_model(config.model.name)).is_absolute():
+        return config
+    run = Path(config.output_dir)
+    if resume and (run / CONFIG).is_file():
+        commit = began_with(run, "model", "revision")
+    else:
+        commit = newest_commit(config.model.name)
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
 def inputs_of(config: Config | SftConfig) -> dict[str, str]:

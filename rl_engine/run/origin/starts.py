@@ -45,7 +45,7 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for entry in json_lines(run / STARTS) if (run / STARTS).is_file() else ():
         if not isinstance(entry, dict):
-            raise ValueError(f"{run / STARTS} holds a line that is not a start's: {entry!r:.80}")
+            raise ValueError(f"{run / STARTS} holds a line that is not a start's: {entry!r:.80}: remove it")
         if "began" in entry:
             found.append(entry)
         elif found:
