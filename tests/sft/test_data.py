@@ -8,11 +8,13 @@ import json
 import math
 import re
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 import datasets
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
@@ -128,6 +130,31 @@ def test_the_prompt_is_the_samplers_and_the_answer_ends(prompt: SftPromptConfig,
     assert tuple(example.input_ids[: len(asked)].tolist()) == asked
     assert learned(example) == [answer]
     assert tokenizer.decode(answer) == "\\boxed{5}<end>"
+
+
+@pytest.mark.parametrize("template", ["problem_solution", "chat"])
+@pytest.mark.parametrize("scheme", ["first", "always", "prepend", "never"])
+def test_no_space_is_learned_that_the_text_lacks(scheme: str, template: str) -> None:
+    """The tokenizers of Llama 2, Mistral and others begin a text with a space; an answer only continues one."""
+    letters = ["<unk>", "<s>", "</s>", "▁", *"\n:|<>+=", *ascii_letters, *digits]
+    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    first = [normalizers.Prepend("▁")] if scheme == "prepend" else []
+    backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+    if scheme in ("first", "always"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=TULU
+    )
+    if template == "chat":
+        turns = said("1+1", "x=2", "again", "y = 2")
+        text = str(tokenizer.apply_chat_template(list(turns), tokenize=False)).rstrip()
+    else:
+        turns = said("1+1", "x=2")
+        text = "Problem:\n1+1\n\nSolution:\nx=2</s>"
+    renderer = ExampleRenderer(tokenizer, SftPromptConfig(template=template))
+    example = renderer.example(Conversation(id="", messages=turns))
+    assert example.input_ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(learned(example)[0]) == ["x", "=", "2", "</s>"]
 
 
 def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> None:
