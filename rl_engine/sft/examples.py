@@ -151,6 +151,11 @@ class ExampleRenderer:
             after = _rendered(chat, messages[: index + 1], ask=False)
             if not after.startswith(before):
                 raise UnusableConversationError("the chat template renders a question differently once it is answered")
+            if cuts and not before.startswith(said):
+                # Phi-3's template ends the conversation as a whole, not each answer, with the end-of-sequence token.
+                answer, is_learned = cuts[-1]
+                bare = answer.removesuffix(str(self.tokenizer.eos_token)).rstrip()
+                cuts[-1], said = (bare, is_learned), said.removesuffix(answer) + bare
             if not before.startswith(said):
                 cuts, said = [], ""
             turn = after[len(before) :].rstrip()

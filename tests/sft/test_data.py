@@ -226,6 +226,19 @@ def test_only_the_last_answer_is_learned_where_others_change(tokenizer: Any) -> 
     assert tokenizer.decode(example.input_ids).replace("<unk>", "x") == "xx1\nxx2\nxx4\nxx5=6<end>"
 
 
+def test_answers_before_an_end_of_the_whole_text_are_learned(tokenizer: Any) -> None:
+    """Phi-3's template writes the end-of-sequence token once, behind the last answer."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }}{{ m.content }}+\n{% endfor %}"
+        "{% if add_generation_prompt %}a{% else %}{{ eos_token }}{% endif %}"
+    )
+    conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3+", "5=6+\n<end>"]
+    whole = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+    assert example.input_ids.tolist() == tokenizer.encode(whole, add_special_tokens=False)
+
+
 def write(path: Path, rows: list[Any]) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
