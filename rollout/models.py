@@ -141,7 +141,8 @@ def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any
     """Load a model on the CPU with every weight from its files; `settings` go to transformers.
 
     `what`: as in `read_model_config`. Raises `ValueError` if a weight is missing or has another shape: transformers
-    would silently initialize the former at random, and fails on the latter with a long traceback.
+    would silently initialize the former at random, and fails on the latter with a long traceback. Also if the files
+    hold an output embedding that config.json ties to the input embedding: transformers uses it, and vLLM does not.
     """
     model, found = auto_class(model_config).from_pretrained(
         place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -153,6 +154,12 @@ def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any
         raise ValueError(
             f"{what}: its files lack {len(lacking)} of the weights that config.json asks for ({lacking[0]}), which "
             "would be random: config.json is another model's, or a file is incomplete"
+        )
+    is_tied = getattr(model_config.get_text_config(), "tie_word_embeddings", False) and model._tied_weights_keys
+    if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise ValueError(
+            f"{what}: its files hold an output embedding other than the input embedding, and by its config.json the "
+            "two are one (tie_word_embeddings), as vLLM would have them: set tie_word_embeddings to false there"
         )
     return model
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from datafiles.text import read_json
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS, AdapterError
 
-FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
+PREFIX = "base_model.model."
+FACTOR = re.compile(rf"^(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
 # Fields that do not change what an adapter computes, or whose effect shows in the names and shapes of its tensors. Any
 # other field that is set, by this version of PEFT or a later one, may make it something else.
 UNDERSTOOD = re.compile(
@@ -150,7 +151,8 @@ def unadapted(directory: Path, settings: Mapping[str, Any], sizes: Mapping[str, 
     """The model's layers that the adapter's settings name by their last part but for which it has no weights: PEFT
     reports such an incomplete file, vLLM does not. Settings that select layers in another way are not checked."""
     named = settings.get("target_modules")
-    if not isinstance(named, list) or any(settings.get(other) for other in ("layers_to_transform", "exclude_modules")):
+    others = (settings.get("layers_to_transform"), settings.get("exclude_modules"))
+    if not isinstance(named, list) or any(other not in (None, []) for other in others):  # layer 0 may be given as 0
         return []
     held = adapted_layers(directory)
     ends = tuple(f".{name}" for name in named)

@@ -37,6 +37,8 @@ WITHOUT_ADAPTERS = frozenset(
         *("mimo_v2_flash", "paddleocr_vl", "stablelm", "zamba2"),
     }
 )
+# Types whose experts vLLM passes over when it reloads a model's weights.
+NOT_RELOADED = frozenset({"gpt_oss"})
 # Text-only models whose class vLLM defines in the same file as those of vision models.
 BESIDE_SEEING = frozenset({"qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp_text"})
 # Layers that vLLM replaces with others; it rejects their adapters or silently drops them.
@@ -144,15 +146,26 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     if torch.cuda.is_available():
         return
     if adapter and any(getattr(text, count, None) for count in EXPERTS):
+        way_out = "" if kind in NOT_RELOADED else "method=full, or "
         raise ValueError(
             f"{name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it stops with "
-            "\"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
+            f"\"module 'triton.language' has no attribute 'float32'\"): use {way_out}a CUDA machine"
         )
     sizes = _head_sizes(text)
     if not sizes <= set(CPU_HEAD_SIZES):
         raise ValueError(
             f"{name} has attention heads of size {', '.join(map(str, sorted(sizes)))}, and vLLM's CPU build serves "
             f"{', '.join(map(str, CPU_HEAD_SIZES))}: use another model, or a CUDA machine"
+        )
+
+
+def check_reloadable(model_config: Any, name: str) -> None:
+    """Raises `ValueError` for a model whose weights vLLM cannot all replace while it runs. `name`: as in
+    `check_servable`."""
+    if (kind := model_config.model_type) in NOT_RELOADED:
+        raise ValueError(
+            f"{name} is of type {kind}, and vLLM {VLLM} does not replace the experts of such a model while it runs: "
+            "use method=lora, or a model of another type"
         )
 
 

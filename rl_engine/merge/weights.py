@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
 from rollout.models import layer_sizes, load_model, read_model_config, read_tokenizer
-from rollout.peft_format import more_than_lora, rank_and_scale, refuse_misfit
+from rollout.peft_format import PREFIX, more_than_lora, rank_and_scale, refuse_misfit
 
-PREFIX, A, B, NESTED = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".base_layer"
+A, B, NESTED = ".lora_A.weight", ".lora_B.weight", ".base_layer"
 
 # Families that vLLM always serves with tied input and output embeddings, whatever config.json says: an untied gemma2
 # would not load, and cohere would use the base model's output head.
@@ -71,7 +73,10 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         merged = weight.data + update
         sums.add(weight.data, update, merged)
         weight.data = merged
+    # Saved by itself, since transformers refuses to save what some checkpoints hold, such as a temperature alone.
+    generation, model.generation_config = model.generation_config, GenerationConfig()
     model.to(DTYPES[dtype]).save_pretrained(target)
+    generation.to_json_file(target / GENERATION_CONFIG_NAME)
     tokenizer = read_tokenizer(source, revision)
     tokenizer.chat_template = template or tokenizer.chat_template
     tokenizer.save_pretrained(target)

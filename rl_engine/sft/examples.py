@@ -1,8 +1,8 @@
 """Conversations → token ids and labels: what a supervised step sees, and which tokens it learns.
 
 The prompt is tokenized by itself, as the sampler would receive it, and the answer by itself, as the sampler would
-continue it, so that reinforcement learning can start from exactly what is learned here. The last turn ends with the
-end-of-sequence token.
+continue it, so that reinforcement learning can start from exactly what is learned here: without the space that some
+tokenizers write before the first word of a text. The last turn ends with the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ class ExampleRenderer:
     tokenizer: Any
     prompt: PromptConfig
     _chat: ChatTemplate | None = field(init=False, default=None, repr=False)
+    _spaces_texts: bool = field(init=False, default=False, repr=False)
+    """Whether the tokenizer writes a space before the first word of a text, as Llama 2's and Mistral's do."""
 
     def __post_init__(self) -> None:
         """Raises `ValueError` when the chat template cannot hold what the configuration asks for."""
+        object.__setattr__(self, "_spaces_texts", self._ids("\na")[len(self._ids("\n")) :] != self._ids("a"))
         if self.prompt.template == "chat":
             object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.prompt))
 
@@ -88,7 +91,10 @@ class ExampleRenderer:
         """The parts in order: token ids, and whether they are learned."""
         if self._chat is not None:
             turns = [*self._chat.system(), *self._asked(messages)]
-            parts = [(self._encode(text), learned) for text, learned in self._turns(turns, self._chat)]
+            parts, before = [], ""
+            for text, learned in self._turns(turns, self._chat):
+                parts.append((self._encode(text, before), learned))
+                before += text
         else:
             if len(messages) != 2:
                 raise UnusableConversationError(
@@ -102,15 +108,23 @@ class ExampleRenderer:
             question = Renderer(self.tokenizer, self.prompt).render(problem)
             parts = [
                 (list(question.token_ids), False),
-                (self._encode(answered["content"]), UNLEARNED not in answered),
+                (self._encode(answered["content"], question.text), UNLEARNED not in answered),
             ]
         last, _ = parts[-1]
         if last[-1:] != [self.tokenizer.eos_token_id]:
             last.append(self.tokenizer.eos_token_id)
         return parts
 
-    def _encode(self, text: str) -> list[int]:
-        """Encode without special tokens, because the template has already written them."""
+    def _encode(self, text: str, before: str) -> list[int]:
+        """Encode a text that continues `before`, without special tokens, because the template has already written
+        them."""
+        alone = self._ids(text)
+        if not before or not self._spaces_texts:
+            return alone
+        head, whole = self._ids(before), self._ids(before + text)
+        return whole[len(head) :] if whole[: len(head)] == head else alone
+
+    def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _asked(self, messages: tuple[Message, ...]) -> list[Message]:
@@ -137,6 +151,11 @@ class ExampleRenderer:
             after = _rendered(chat, messages[: index + 1], ask=False)
             if not after.startswith(before):
                 raise UnusableConversationError("the chat template renders a question differently once it is answered")
+            if cuts and not before.startswith(said):
+                # Phi-3's template ends the conversation as a whole, not each answer, with the end-of-sequence token.
+                answer, is_learned = cuts[-1]
+                bare = answer.removesuffix(str(self.tokenizer.eos_token)).rstrip()
+                cuts[-1], said = (bare, is_learned), said.removesuffix(answer) + bare
             if not before.startswith(said):
                 cuts, said = [], ""
             turn = after[len(before) :].rstrip()

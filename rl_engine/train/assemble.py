@@ -55,7 +55,14 @@ from rollout.engine import Engine
 from rollout.models import end_tokens, is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of, turns_left_out
 from rollout.prompts.renderer import Renderer
-from rollout.servable import check_adaptable, check_positions, check_servable, check_vocabulary, context_length
+from rollout.servable import (
+    check_adaptable,
+    check_positions,
+    check_reloadable,
+    check_servable,
+    check_vocabulary,
+    context_length,
+)
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
@@ -143,7 +150,9 @@ def check_context(config: Config, needed: int) -> None:
             "can be trained, so use method=lora"
         )
     check_servable(model_config, name, adapter=config.method == "lora")
-    if config.method == "lora":
+    if config.method == "full":
+        check_reloadable(model_config, name)
+    else:
         check_adaptable(model_config, match_targets(load_meta_model(config.model), config.lora.targets), "lora.targets")
     limit = context_length(model_config)
     if needed > limit:

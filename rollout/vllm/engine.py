@@ -268,9 +268,15 @@ class VllmEngine:
 
     def _load_weights(self, ref: AdapterRef) -> None:
         """Replace all of the model's weights with a version's."""
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu:
+            self._llm.apply_model(_forget_packed_experts)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(ref.path)})
-        if not torch.cuda.is_available():
+        if on_cpu:
             self._llm.apply_model(_repack_tied_head)
+            (kept, *_) = self._llm.apply_model(_experts_not_packed)
+            if kept:
+                raise AdapterError(f"vLLM does not replace {kept[0]} in models of this type: use one of another type")
         self._weights = ref.key
 
     def unload_adapter(self, ref: AdapterRef) -> None:
@@ -319,9 +325,25 @@ def _left_out(model: Any, number: int) -> list[str]:
     )
 
 
+def _forget_packed_experts(model: Any) -> None:
+    """Have reloaded experts packed anew for the CPU: vLLM packs them only when it makes their kernel, and would copy
+    later weights as they are into the packed ones."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if hasattr(method, "moe_kernel"):
+            method.moe_kernel = None
+
+
+def _experts_not_packed(model: Any) -> list[str]:
+    """Experts that were not packed since `_forget_packed_experts`: vLLM does not see that GPT-OSS reloads its own."""
+    methods = ((path, getattr(module, "quant_method", None)) for path, module in model.named_modules())
+    return [path for path, method in methods if getattr(method, "moe_kernel", method) is None and method is not None]
+
+
 def _repack_tied_head(model: Any) -> None:
-    """Rebuild the CPU's packed copy of an output head that is tied to the input embedding: reloading does not."""
-    if model.config.tie_word_embeddings:
+    """Rebuild the CPU's packed copy of an output head that is tied to the input embedding: reloading does not. Some
+    families have no such head and use the embedding itself (Gemma 2, Cohere)."""
+    if model.config.get_text_config().tie_word_embeddings and hasattr(model, "lm_head"):
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
         dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)

@@ -133,9 +133,10 @@ def test_layers_that_an_adapter_names_and_does_not_hold_are_said(tmp_path: Path)
     write_peft(tmp_path / "whole")
     write_peft(tmp_path / "half", layers=3, target_modules=["q_proj", "query_key_value"])
     write_peft(tmp_path / "meant", layers=3, layers_to_transform=[0, 1, 2])
-    whole, half, meant = policies(*(str(tmp_path / name) for name in ("whole", "half", "meant")))
+    write_peft(tmp_path / "one", layers=1, layers_to_transform=0)
+    whole, half, *meant = policies(*(str(tmp_path / name) for name in ("whole", "half", "meant", "one")))
     told = "no weights for 1 of the layers that adapter_config.json names (model.layers.3.self_attn.q_proj for one): "
-    assert [told in " ".join(one.remarks) for one in (whole, half, meant)] == [False, True, False]
+    assert [told in " ".join(one.remarks) for one in (whole, half, *meant)] == [False, True, False, False]
     with pytest.warns(UserWarning, match=r"missing adapter keys.*model.layers.3.self_attn.q_proj"):
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR), str(tmp_path / "half"))
 

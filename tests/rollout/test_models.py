@@ -83,13 +83,19 @@ OTHERS: dict[str, tuple[Callable[[Stored], Stored], str]] = {
         lambda own: own | {UP: own[UP].repeat(2, 1)},
         r"lack .*_proj.weight, \[1024, 192\] there and \[512, 192\] by",
     ),
+    "two_embeddings": (
+        lambda own: own | {"lm_head.weight": own["model.embed_tokens.weight"] * 2},
+        "hold an output embedding .* set tie_word_embeddings to false there",
+    ),
 }
 
 
 @pytest.mark.parametrize(("others", "words"), OTHERS.values(), ids=OTHERS)
-def test_no_weight_is_drawn_at_random(others: Callable[[Stored], Stored], words: str, tmp_path: Path) -> None:
-    """transformers would continue with random weights, and neither supervised training nor a merge has a sampler to
-    compare with."""
+def test_weights_that_do_not_fit_config_json_are_refused(
+    others: Callable[[Stored], Stored], words: str, tmp_path: Path
+) -> None:
+    """transformers would continue with random weights, or with an output embedding that the sampler does not have, and
+    neither supervised training nor a merge has a sampler to compare with."""
     shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
     save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")

@@ -106,6 +106,18 @@ def test_a_plain_lora_goes_on_as_what_peft_makes_of_it(name: str, made: Callable
     assert shown.exit_code == 0, shown.output
 
 
+def test_names_without_pefts_prefix_mean_the_same(made: Callable[..., Path]) -> None:
+    """Some trainers leave it out. vLLM serves such an adapter; PEFT loads nothing of it."""
+    directory = made()
+    expected = logits(PeftModel.from_pretrained(base(), directory))
+    file = directory / "adapter_model.safetensors"
+    save_file({name.removeprefix("base_model.model."): tensor for name, tensor in load_file(file).items()}, file)
+    config = load_config("quickstart.yaml", [*START, f"lora.start_from={directory}"])
+    model, _ = add_adapter(base(), config.lora, 0)
+    go_on_from(model, config.lora, config.model.name)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+
+
 def _newer(directory: Path) -> None:
     change(directory, use_newer_method=True)
 

@@ -24,6 +24,7 @@ from rollout.servable import (
     WITHOUT_ADAPTERS,
     check_adaptable,
     check_positions,
+    check_reloadable,
     check_servable,
     context_length,
     keeps_states,
@@ -71,9 +72,9 @@ def test_head_sizes_are_those_of_vllms_cpu_build() -> None:
     [
         ("llama", {"hidden_size": 64, "num_attention_heads": 4}, "has attention heads of size 16, .* serves 32, 64"),
         ("qwen3", {"head_dim": 48}, "has attention heads of size 48"),
-        ("mixtral", {}, "is a mixture of experts"),
+        ("mixtral", {}, "is a mixture of experts, .* use method=full, or a CUDA machine"),
         ("deepseek_v3", {}, "is a mixture of experts"),
-        ("gpt_oss", {}, "is a mixture of experts"),
+        ("gpt_oss", {}, r"is a mixture of experts, .*\): use a CUDA machine"),
         ("mpt", {}, r"is of type mpt, which vLLM 0.32 does not serve: use a model of another type"),
         ("mamba2", {}, r"is of type mamba2, which vLLM 0.32 does not serve with adapters: use method=full"),
         ("gemma3n", {}, r"is of type gemma3n, which vLLM 0.32 does not serve with adapters"),
@@ -88,6 +89,12 @@ def test_it_is_refused_in_one_line(
     with pytest.raises(ValueError, match=rf"^M {words}") as caught:
         check_servable(AutoConfig.for_model(kind, **sizes), "M", adapter=True)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_vllm_reloads_in_part_are_refused_whole() -> None:
+    with pytest.raises(ValueError, match=r"^M is of type gpt_oss, .* does not replace the experts .* use method=lora"):
+        check_reloadable(AutoConfig.for_model("gpt_oss"), "M")
+    check_reloadable(AutoConfig.for_model("mixtral"), "M")
 
 
 def test_what_vllm_does_not_serve_is_listed() -> None:

@@ -8,11 +8,13 @@ import json
 import math
 import re
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 import datasets
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
@@ -131,6 +133,31 @@ def test_the_prompt_is_the_samplers_and_the_answer_ends(prompt: SftPromptConfig,
     assert tokenizer.decode(answer) == "\\boxed{5}<end>"
 
 
+@pytest.mark.parametrize("template", ["problem_solution", "chat"])
+@pytest.mark.parametrize("scheme", ["first", "always", "prepend", "never"])
+def test_no_space_is_learned_that_the_text_lacks(scheme: str, template: str) -> None:
+    """The tokenizers of Llama 2, Mistral and others begin a text with a space; an answer only continues one."""
+    letters = ["<unk>", "<s>", "</s>", "▁", *"\n:|<>+=", *ascii_letters, *digits]
+    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    first = [normalizers.Prepend("▁")] if scheme == "prepend" else []
+    backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+    if scheme in ("first", "always"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=TULU
+    )
+    if template == "chat":
+        turns = said("1+1", "x=2", "again", "y = 2")
+        text = str(tokenizer.apply_chat_template(list(turns), tokenize=False)).rstrip()
+    else:
+        turns = said("1+1", "x=2")
+        text = "Problem:\n1+1\n\nSolution:\nx=2</s>"
+    renderer = ExampleRenderer(tokenizer, SftPromptConfig(template=template))
+    example = renderer.example(Conversation(id="", messages=turns))
+    assert example.input_ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(learned(example)[0]) == ["x", "=", "2", "</s>"]
+
+
 def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> None:
     tokenizer.chat_template = TULU
     messages = ({"role": "system", "content": "+"}, *said("1", "2=3", "4", "5"))
@@ -198,6 +225,19 @@ def test_only_the_last_answer_is_learned_where_others_change(tokenizer: Any) -> 
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
     assert [tokenizer.decode(ids) for ids in learned(example)] == ["5=6<end>"]
     assert tokenizer.decode(example.input_ids).replace("<unk>", "x") == "xx1\nxx2\nxx4\nxx5=6<end>"
+
+
+def test_answers_before_an_end_of_the_whole_text_are_learned(tokenizer: Any) -> None:
+    """Phi-3's template writes the end-of-sequence token once, behind the last answer."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }}{{ m.content }}+\n{% endfor %}"
+        "{% if add_generation_prompt %}a{% else %}{{ eos_token }}{% endif %}"
+    )
+    conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3+", "5=6+\n<end>"]
+    whole = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+    assert example.input_ids.tolist() == tokenizer.encode(whole, add_special_tokens=False)
 
 
 def write(path: Path, rows: list[Any]) -> str:

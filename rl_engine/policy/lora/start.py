@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rl_engine.config.file import ConfigError
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
 from rollout.models import model_title
-from rollout.peft_format import FACTOR, rank_and_scale, read_peft
+from rollout.peft_format import FACTOR, PREFIX, rank_and_scale, read_peft
 
 # Number of activations that EVA uses: several times the largest useful rank, and small compared with the model.
 EVA_TOKENS = 1024
@@ -132,7 +132,9 @@ def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -
         raise AdapterError(
             f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
         )
-    tensors = {name: tensor.float() for name, tensor in load_file(directory / PEFT_WEIGHTS).items()}
+    # Some trainers leave PEFT's prefix out, and vLLM reads the names as they are.
+    stored = load_file(directory / PEFT_WEIGHTS).items()
+    tensors = {PREFIX + name.removeprefix(PREFIX): tensor.float() for name, tensor in stored}
     for match in filter(None, map(FACTOR.match, tensors)):
         module = match["module"]
         rank, found = rank_and_scale(peft_config, module)

@@ -62,6 +62,8 @@ def test_every_familys_adapted_layers_match_the_count() -> None:
 )
 def test_peft_and_a_merge_reproduce_the_trained_model(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     write_tiny(kind, tmp_path / "base")
+    # Transformers would refuse to save a temperature without `do_sample`.
+    (tmp_path / "base/generation_config.json").write_text('{"eos_token_id": [2, 7], "temperature": 0.6}')
     config = LoraConfig(**{"rank": 2, **settings})
     adapted, _ = add_adapter(tiny_model(kind), config, seed=0)
     parameters = adapter_parameters(adapted)
@@ -96,6 +98,7 @@ def test_peft_and_a_merge_reproduce_the_trained_model(kind: str, settings: dict[
     merge(trained, "float32", tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(own_logprobs(LogprobModel(merged, 1.0), batch), expected, atol=1e-3, rtol=0)
+    assert merged.generation_config.eos_token_id == [2, 7]
 
 
 def test_layers_that_peft_refuses_are_left_out_or_reported(tmp_path: Path) -> None:
