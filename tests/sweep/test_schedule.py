@@ -155,7 +155,7 @@ def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> Non
     assert mean.score == pytest.approx(0.9 * (3 / 4 + 1) / 2)
 
 
-def test_a_result_is_not_read_from_other_metrics_than_its_run_s(make_sweep: SweepMaker) -> None:
+def test_a_result_is_read_from_metrics_of_the_whole_run_alone(make_sweep: SweepMaker) -> None:
     """Such as those of a cell that somebody trained further by itself, or lost a part of."""
     config = make_sweep("grid.optim.lr=[1e-3]")
     results = run(config)
