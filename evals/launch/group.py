@@ -64,9 +64,15 @@ def joining() -> Iterator[None]:
     except RuntimeError as error:
         if (found := NO_INTERFACE.search(str(error))) is None:
             raise
-        there = ", ".join(name for _, name in socket.if_nameindex())
+        there = [name for _, name in socket.if_nameindex()]
+        if found["name"] in there:
+            raise ValueError(
+                f"the network interface {found['name']} is down or has no address, and processes of a run find each "
+                f"other over it: bring it up (`ip link set {found['name']} up`), or name another in GLOO_SOCKET_IFNAME"
+            ) from error
         raise ValueError(
-            f"GLOO_SOCKET_IFNAME is {found['name']!r}, and no network interface of that name is up: there are {there}"
+            f"GLOO_SOCKET_IFNAME is {found['name']!r}, and no network interface of that name is up: there are "
+            f"{', '.join(there)}"
         ) from error
 
 

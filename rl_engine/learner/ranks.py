@@ -77,8 +77,15 @@ class Ranks:
 
 
 def _free_port() -> int:
+    """Raises `ValueError` on a machine without a loopback address."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError as error:
+            raise ValueError(
+                f"no process can listen on 127.0.0.1 here ({error.strerror}), which a run needs: give the loopback "
+                "interface its address (`ip addr add 127.0.0.1/8 dev lo`)"
+            ) from error
         return int(probe.getsockname()[1])
 
 

@@ -15,7 +15,7 @@ from datafiles.text import read_report
 from rl_engine.config.file import ConfigError
 from rl_engine.run.locks import locks_on_one_machine
 from rl_engine.run.output import holds_run, refuse_place, refuse_unmarked
-from rl_engine.run.records import METRICS
+from rl_engine.run.records import read_metrics
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import arms_of, cell_of, refuse_idle, target_of
 from rl_engine.sweep.config import SweepConfig
@@ -86,7 +86,7 @@ def run_sweep(
         results = Results(config.output / RESULTS)
         write_synced(config.output / MARKER, "Written by a sweep of rl_engine.\n")
         check_unchanged(config, targets, results)
-        remeasure(config, results)
+        remeasure(config, targets, results)
         if retry_failed:
             results.forget_failed()
         results.write()
@@ -170,9 +170,12 @@ def _begun_with(begun: Path) -> str:
         raise ConfigError(f"output_dir: {begun} does not record the settings of its cell: {way_out}") from error
 
 
-def remeasure(config: SweepConfig, results: Results) -> None:
-    """Recompute scores and curves for the current configuration, for runs whose metrics still exist."""
+def remeasure(config: SweepConfig, targets: Targets, results: Results) -> None:
+    """Recompute scores and curves for the current configuration, for runs whose metrics are those of the whole run. If
+    they are gone or cut short, or the run was continued beyond the sweep's steps, the result stays as it was
+    recorded."""
     for name, result in results.by_cell.items():
-        run = config.output / "cells" / name / "run"
-        if result.status == "done" and (run / METRICS).is_file():
+        run, target = config.output / "cells" / name / "run", targets.get((result.arm, result.axis_value))
+        lines = read_metrics(run) if result.status == "done" else []
+        if lines and (target is None or lines[-1]["step"] == (target.steps or lines[-1]["step"])):
             results.by_cell[name] = measured(result, run, config.score, config.metrics)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
+from ray._private import worker
+from ray._private.state import available_resources_per_node
+
+from rollout.engine import PoolError
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +21,12 @@ NAMED = 8
 """With more machines than this they are counted instead of named."""
 LOOK_EVERY_S = 5.0
 """How often to check which machines have come or gone."""
+ANSWERS_S = 10.0
+"""How long the object store may take to accept a connection."""
+GONE = (
+    "Ray no longer runs on this machine: it was stopped, or killed for lack of memory, or the cluster took the machine "
+    "for lost"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +46,21 @@ class Machine:
         return int(min(fits, default=0))
 
 
+def check_here() -> None:
+    """Raises `PoolError` if Ray's processes on this machine are gone. Then no worker can be reached or started, and Ray
+    ends a process that puts something into the object store."""
+    with socket.socket(socket.AF_UNIX) as store:
+        store.settimeout(ANSWERS_S)
+        try:
+            store.connect(worker._global_node.plasma_store_socket_name)
+        except OSError as error:
+            raise PoolError(GONE) from error
+
+
 def machines() -> list[Machine]:
-    """The machines that Ray considers alive."""
-    return [
+    """The machines that Ray considers alive. Raises `PoolError` if this one is not among them."""
+    check_here()
+    found = [
         Machine(
             id=node["NodeID"],
             address=node["NodeManagerAddress"],
@@ -48,6 +71,10 @@ def machines() -> list[Machine]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+    here = ray.get_runtime_context().get_node_id()
+    if all(machine.id != here for machine in found):
+        raise PoolError(GONE)
+    return found
 
 
 @dataclass
@@ -69,14 +96,41 @@ class Size:
         return time.monotonic() - self._looked > LOOK_EVERY_S and self.look()
 
     def look(self) -> bool:
-        """Count again, and return whether the number has changed. At least 1: a worker without room waits for it."""
-        first, self._looked = not self._looked, time.monotonic()
+        """Count again, and return whether the number has changed. At least 1: a worker without room waits for it.
+        Raises `PoolError` as `machines` does, also if the number is fixed."""
+        first, self._looked, found = not self._looked, time.monotonic(), machines()
         if self.fixed is not None:
             return False
-        before, self.workers = self.workers, max(1, sum(one.workers(self.cpus, self.gpus) for one in machines()))
+        before, self.workers = self.workers, max(1, sum(one.workers(self.cpus, self.gpus) for one in found))
         if before != self.workers and not first:
             log.warning("the cluster has room for %d sampling workers", self.workers)
         return before != self.workers
+
+    def no_place(self) -> str:
+        """What is said of a worker that was given up without a place."""
+        why = self.lacks()
+        return "it found no place in the cluster in time" + (f": {why}" if why else "")
+
+    def tell(self, waiting: int, limit_s: float) -> None:
+        """Say what so many workers wait for, unless some machine has room for them."""
+        if (why := self.lacks()) is not None:
+            told = "%d of %d sampling workers wait for a place, at most %.0f s (rollout.start_timeout_s): %s"
+            log.warning(told, waiting, self.workers, limit_s, why)
+
+    def lacks(self) -> str | None:
+        """Why a worker finds no place now, with the way out; None if some machine has room for it."""
+        free = [(has.get("CPU", 0), has.get("GPU", 0)) for has in available_resources_per_node().values()]
+        if any(cpus >= self.cpus and gpus >= self.gpus for cpus, gpus in free):
+            return None
+        every, cores = machines(), sum(cpus for cpus, _ in free)
+        needed, there = _count(self.cpus, "core"), f"{cores:g} of {sum(one.cpus for one in every):g} cores"
+        if self.gpus:
+            needed += f" and {_count(self.gpus, 'card')}"
+            there += f" and {sum(gpus for _, gpus in free):g} of {sum(one.gpus for one in every):g} cards"
+        return (
+            f"each takes {needed} on one machine, and the cluster has {there} free: end what else runs there, start "
+            "more machines, or lower rollout.workers or rollout.cpus_per_worker"
+        )
 
 
 def placement_of(nodes: Sequence[str | None], addresses: Mapping[str, str], cards: int = 0) -> str:

@@ -20,6 +20,9 @@ def prepare_ray(address: str | None) -> None:
     """Set environment variables for this process, which a cluster that it starts inherits."""
     # A run must not report usage to anyone.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray ends a process that has not reached the cluster's head for this long: by default a minute, in which the pool
+    # itself gives up (`SILENT_S`), but a run has then to save and end.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
     if address is not None:
         return
     # Ray binds to the address at which other machines reach this one. Told that clusters are disabled on this kind of

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import ray
+from ray._private import worker
+from ray.exceptions import RayError
 
 from datafiles.text import first_line
 from rollout.engine import PoolError
@@ -24,6 +29,16 @@ NOT_STARTED = (
 NOT_JOINED = (
     "start one with `ray start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
 )
+SILENT_S = 50.0
+"""How long Ray may take to answer. If its head is gone, Ray itself ends the process after 60 s, without saving."""
+LEAVE_S = 20.0
+"""How long Ray may take to end its processes here."""
+SILENT = (
+    "Ray has not answered for {:.0f} s: its head, or its process on this machine, is stopped, gone, or out of reach "
+    "over the network"
+)
+
+T = TypeVar("T")
 
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes: int = SMALLEST_STORE) -> None:
@@ -55,6 +70,54 @@ def join_ray(address: str) -> None:
     """Join the cluster at `address`. Raises `PoolError` when it does not accept this process."""
     with starting(f"rollout.address is {address}, and the Ray cluster there did not accept this process", NOT_JOINED):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def leave_ray() -> None:
+    """Disconnect, and end the cluster if it was started here. If Ray hangs, it is left as it is, and a cluster of our
+    own is killed."""
+    node = worker._global_node
+    with suppress(PoolError):
+        within(ray.shutdown, LEAVE_S)
+        return
+    atexit.unregister(ray.shutdown)  # it would hang again, when the program ends
+    if node is not None and node.is_head():
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def in_background(call: Callable[[], T]) -> Future[T]:
+    """Call in a thread for which nobody waits when the program ends."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the answer
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
+
+
+def within(call: Callable[[], T], limit_s: float = SILENT_S) -> T:
+    """What a call to Ray returns or raises; `PoolError` if it takes longer. Some calls wait without limit for a process
+    of Ray that is stopped, or on a machine that fell silent."""
+    answer = in_background(call)
+    try:
+        return answer.result(limit_s)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise PoolError(SILENT.format(limit_s)) from None
+
+
+@contextmanager
+def faults_of_ray() -> Iterator[None]:
+    """Turn failures of Ray itself, such as a full object store or disk, into a `PoolError`. A worker's failure is not
+    one of these: it is the worker's answer, and ends only that worker."""
+    try:
+        yield
+    except RayError as error:
+        raise PoolError(f"Ray failed: {first_line(error)}") from error
 
 
 @contextmanager

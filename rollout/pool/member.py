@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from rollout.work_items import WorkItem
 
 # Longest time to fetch an answer that Ray reports as available.
 FETCH_S = 5.0
+
+# How long a worker may be without a place before the user is told what it waits for.
+PLACE_S = 15.0
 
 # Additional threads of a worker that samples several items side by side, for other requests.
 MORE_THREADS = 4
@@ -60,6 +63,8 @@ class Member:
     """When it last answered."""
     loaded: set[str] = field(default_factory=set)
     """Keys of the versions whose digests it has acknowledged."""
+    told: bool = False
+    """Whether the user knows that it waits for a place, or it did not wait for long."""
     node: str | None = None
     """The machine it is on, once known."""
     pid: int = 0
@@ -79,6 +84,13 @@ class Member:
         if self.node is None and ray.wait([self.where], timeout=0)[0]:
             self.node, self.pid, self.files = answer_of(self.where)[0] or (None, 0, Path())
         return self.node
+
+    def waits_untold(self) -> bool:
+        """Whether it has had no place for `PLACE_S`; True only once, because the user is told then."""
+        if self.told or time.monotonic() - self.heard < PLACE_S:
+            return False
+        self.told = True
+        return self.find() is None
 
     def sample(self, item: WorkItem, deadline: float) -> Call:
         """Request an item's groups."""
@@ -147,6 +159,16 @@ class Member:
                     self.pid, self.files
                 )
         ray.kill(self.actor)
+
+
+def end_all(workers: Sequence[Member], limit_s: float) -> None:
+    """End all workers; those that are idle may exit by themselves within `limit_s`."""
+    # A busy worker would not get the request before it is done.
+    farewells = {worker.actor.close.remote(): worker for worker in workers if not any(worker.calls)}
+    gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=limit_s)[0] if farewells else []
+    left = {farewells[handle] for handle in gone}
+    for worker in workers:
+        worker.end(hangs=worker not in left)
 
 
 def answer_of(handle: Any) -> tuple[Any, Complaint]:

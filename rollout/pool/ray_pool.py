@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,16 +21,24 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from datafiles.text import first_line
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
-from rollout.pool.cluster import Size, machines, placement_of
+from rollout.pool.cluster import Size, check_here, machines, placement_of
 from rollout.pool.dealing import deal
 from rollout.pool.incidents import Incidents
-from rollout.pool.local_cluster import join_ray, start_ray
-from rollout.pool.member import Call, Complaint, Member, answer_of
+from rollout.pool.local_cluster import (
+    SILENT,
+    SILENT_S,
+    faults_of_ray,
+    in_background,
+    join_ray,
+    leave_ray,
+    start_ray,
+    within,
+)
+from rollout.pool.member import Call, Complaint, Member, answer_of, end_all
 from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.versions import Version, WholeModel, version_of
@@ -46,17 +54,7 @@ POLL_S = 0.05
 CLOSE_S = 5.0
 # How often an idle worker is pinged, and how long it may take to answer.
 PING_EVERY_S, PING_S = 5.0, 60.0
-NO_ROOM = "it found no place in the cluster in time"
-
-
-@contextmanager
-def faults_of_ray() -> Iterator[None]:
-    """Turn failures of Ray itself, such as a full object store or disk, into a `PoolError`. A worker's failure is not
-    one of these: it is the worker's answer, and ends only that worker."""
-    try:
-        yield
-    except RayError as error:
-        raise PoolError(f"Ray failed: {first_line(error)}") from error
+LATE = "it did not answer in time"
 
 
 @dataclass(eq=False)
@@ -83,8 +81,11 @@ class RayPool:
     _closing: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     """Must be held to read or change any of the above."""
-    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
-    _supervision: Future[None] = field(init=False)
+    _supervision: Future[None] | None = field(default=None, init=False)
+    _turned: float = field(default_factory=time.monotonic, init=False)
+    """When the supervision was last heard of: it hangs if Ray does."""
+    _news: threading.Event = field(default_factory=threading.Event, init=False)
+    """Set after each turn of the supervision."""
     _scratch: ScratchDirectory | None = field(default=None, init=False)
     """Files of the connection to Ray, if this pool opened it."""
 
@@ -98,7 +99,7 @@ class RayPool:
             self._size.look()
             self._activity.resize(self._size.workers)
             self._workers = [self._start_worker() for _ in range(self._size.workers)]
-            self._supervision = self._thread.submit(self._supervise)
+            self._supervision = in_background(self._supervise)
             # The others may start later, and then catch up on what they have missed.
             self._wait_until(lambda: any(worker.ready for worker in self._workers))
             undone.pop_all()
@@ -106,25 +107,25 @@ class RayPool:
     @property
     def alive(self) -> int:
         """Number of workers that are sampling or could be."""
-        with self._changed:
-            return sum(worker.ready for worker in self._workers)
+        return sum(worker.ready for worker in [*self._workers])
 
     def where(self) -> str:
         """See `PoolEngine.where`."""
-        addresses = {machine.id: machine.address for machine in machines()}
-        with self._changed:
+        addresses = {machine.id: machine.address for machine in within(machines)}
+        with self._locked():
             nodes = [worker.find() for worker in self._workers]
         return placement_of(nodes, addresses, self.settings.gpus_per_worker)
 
     def mark(self) -> None:
         """See `PoolEngine.mark`."""
-        with self._changed:
+        with self._locked():
             self._activity.mark()
 
     def figures(self) -> dict[str, float]:
-        """See `PoolEngine.figures`."""
-        with self._changed:
+        """See `PoolEngine.figures`. Empty if Ray hangs: whoever samples next is told."""
+        with suppress(PoolError), self._locked():
             return self._activity.figures(self._workers)
+        return {}
 
     def submit(self, batch: PromptBatch) -> Request:
         """See `PoolEngine.submit`."""
@@ -138,7 +139,7 @@ class RayPool:
     def _queued(self, request: Request, queue: deque[WorkItem]) -> Request:
         if request.adapter is not None and request.adapter.key not in self._versions:
             raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._versions) or 'none'}")
-        with self._changed:
+        with self._locked():
             queue.extend(request.items)
             self._activity.asked(request.items)
             self._assign()
@@ -162,15 +163,16 @@ class RayPool:
         nothing waits for workers that are busy."""
         if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        version = version_of(ref)
-        with self._changed:
+        check_here()
+        version = within(partial(version_of, ref), self.settings.start_timeout_s)
+        with self._locked():
             if isinstance(version, WholeModel):
                 self._versions.clear()  # it replaces the previous one in every engine
             self._versions[ref.key] = version
             self._assign()
 
     def unload_adapter(self, ref: AdapterRef) -> None:
-        with self._changed:
+        with self._locked():
             self._versions.pop(ref.key, None)
             self._assign()
 
@@ -180,25 +182,16 @@ class RayPool:
     def wake(self) -> None: ...
 
     def close(self) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.shutdown()
+        self._closing = True  # without the lock, which a supervision that hangs may hold
+        if self._supervision is not None:
+            wait([self._supervision], CLOSE_S)
         if ray.is_initialized():
-            with suppress(RayError):  # if Ray itself failed, report its first error
-                self._end_workers()
+            with suppress(RayError, PoolError):  # if Ray itself failed, report its first error
+                within(partial(end_all, self._workers, CLOSE_S), 2 * CLOSE_S)
+            self._workers = []
         if self._scratch is not None:
-            ray.shutdown()
+            leave_ray()
             self._scratch.remove()
-
-    def _end_workers(self) -> None:
-        # Only idle workers are asked to close: a busy one would not get the request before it is done.
-        farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
-        gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
-        left = {farewells[handle] for handle in gone}
-        for worker in self._workers:
-            worker.end(hangs=worker not in left)
-        self._workers = []
 
     def _connect(self) -> None:
         address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
@@ -236,24 +229,43 @@ class RayPool:
     def _by(self, timeout_s: float) -> float:
         return time.monotonic() + timeout_s
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock inside the block. Raises `PoolError` if the supervision keeps it, because Ray hangs."""
+        if not self._changed.acquire(timeout=SILENT_S):
+            raise PoolError(SILENT.format(SILENT_S))
+        try:
+            yield
+        finally:
+            self._changed.release()
+
     def _wait_until(self, true: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
-        """Wait for a condition, and return whether it held in time. Raises what ended the supervision."""
+        """Wait for a condition, and return whether it held in time. Raises what ended the supervision, or `PoolError`
+        if that hangs, perhaps with the lock held."""
+        assert self._supervision is not None
         deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while not true():
-                if self._supervision.done():
-                    self._supervision.result()
-                    raise PoolError("the pool was closed")
-                if time.monotonic() > deadline:
-                    return False
-                self._changed.wait(POLL_S)
-        return True
+        while True:
+            if self._changed.acquire(timeout=POLL_S):
+                try:
+                    if true():
+                        return True
+                finally:
+                    self._changed.release()
+            if self._supervision.done():
+                self._supervision.result()
+                raise PoolError("the pool was closed")
+            if time.monotonic() - self._turned > SILENT_S:
+                raise PoolError(SILENT.format(SILENT_S))
+            if time.monotonic() > deadline:
+                return False
+            self._news.wait(POLL_S)
+            self._news.clear()
 
     @faults_of_ray()
     def _supervise(self) -> None:
         """Hand out work and handle answers until the pool is closed. Raises `PoolError` when it cannot go on."""
-        # Nobody joins this thread once the main thread has ended, so it ends itself.
         while not self._closing and threading.main_thread().is_alive():
+            self._turned = time.monotonic()
             with self._changed:
                 calls = {call.handle: (worker, call) for worker in self._workers for call in worker.calls}
                 if not calls:
@@ -261,7 +273,10 @@ class RayPool:
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S) if calls else ([], [])
             if ready:  # fetch all other answers too: a pass over thousands of workers takes ms
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-            answers = {handle: answer_of(handle) for handle in ready}
+            answers = {}
+            for handle in ready:
+                answers[handle] = answer_of(handle)
+                self._turned = time.monotonic()
             with self._changed:
                 for handle, (worker, call) in calls.items():
                     if worker not in self._workers:
@@ -270,14 +285,16 @@ class RayPool:
                         self._handle_answer(worker, call, *answers[handle])
                     elif call.deadline < time.monotonic():
                         placed = worker.find() is not None
-                        self._give_up(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
+                        self._give_up(worker, LATE if placed else self._size.no_place(), hangs=True)
                 if self._size.look_again():
                     self._resize()
                 # Before any worker has started, whatever stopped one would stop the next.
                 if (self._begun or not self.lost) and time.monotonic() >= self._start_at:
                     self._workers += [self._start_worker() for _ in range(self._size.workers - len(self._workers))]
                 self._assign()
-                self._changed.notify_all()
+                if waiting := sum(worker.waits_untold() for worker in self._workers):
+                    self._size.tell(waiting, self.settings.start_timeout_s)
+            self._news.set()
 
     def _resize(self) -> None:
         """Adapt to machines that came or went: drop unplaced workers beyond what there is room for now."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from rollout.engine import Sent
 SCRATCH = "rl_engine_ray_"
 # Linux's limit on the path of a socket, minus what Ray appends to its directory's path.
 LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+# With 256, as with two workers here, Ray's first process waits in vain for the second; 300 are enough.
+FEWEST_FILES = 300
 SHARED_MEMORY = Path("/dev/shm")
 SMALLEST_STORE = 512 * 2**20
 # Ray keeps a store larger than this only in shared memory; a smaller one may also be on disk.
@@ -26,19 +30,23 @@ SLACK = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Free space on this machine, in bytes."""
+    """Free space on this machine, in bytes, and its limit on open files."""
 
     shared: int
     """Shared memory available to the object store."""
     scratch: int
     """Disk space in the directory for temporary files, where workers write versions."""
+    files: int = FEWEST_FILES
+    """Files that a process may open at most."""
 
     @classmethod
     def here(cls) -> Room:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray itself raises the soft limit
         shared = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
         return cls(
             shared=shared.f_frsize * shared.f_bavail if shared else 0,
             scratch=shutil.disk_usage(tempfile.gettempdir()).free,
+            files=sys.maxsize if most == resource.RLIM_INFINITY else most,
         )
 
 
@@ -60,6 +68,11 @@ def lacks(sent: Sent, workers: int, room: Room) -> str | None:
     """Why the workers of a local cluster cannot be sent what they need, or None."""
     if (why := too_long(Path(tempfile.gettempdir()) / f"{SCRATCH}{8 * 'x'}")) is not None:
         return why
+    if room.files < FEWEST_FILES:
+        return (
+            f"this shell allows a process {room.files} open files, and Ray's own need {FEWEST_FILES}: raise the limit "
+            "(ulimit -n), or sample without Ray (rollout.placement=inprocess)"
+        )
     store = needed_bytes(sent)
     on_disk = store > room.shared
     if on_disk and store > LARGEST_ON_DISK:

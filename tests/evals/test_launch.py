@@ -60,6 +60,8 @@ def test_an_interface_that_is_not_there_is_named() -> None:
         joining(),
     ):
         raise RuntimeError(INTERFACE)
+    with pytest.raises(ValueError, match=r"^the network interface lo is down .*`ip link set lo up`"), joining():
+        raise RuntimeError(INTERFACE.replace("eth9", "lo"))
     with pytest.raises(RuntimeError, match="another"), joining():
         raise RuntimeError("another")
 

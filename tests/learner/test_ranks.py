@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rl_engine.learner.ranks import leave_ranks
+from rl_engine.learner.ranks import _free_port, leave_ranks
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.precision import assert_same_adam_steps
 
@@ -121,3 +122,12 @@ def test_gloo_threads_get_time_before_a_rank_ends(
     monkeypatch.setattr(time, "sleep", lambda seconds: events.append("waited"))
     leave_ranks()
     assert events == ["left", "waited"][: 1 + waits]
+
+
+def test_a_machine_without_a_loopback_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(*_: object) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr("rl_engine.learner.ranks.socket.socket.bind", bind)
+    with pytest.raises(ValueError, match=r"^no process can listen on 127\.0\.0\.1 here \(Cannot assign.*`ip addr add"):
+        _free_port()

@@ -155,6 +155,19 @@ def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> Non
     assert mean.score == pytest.approx(0.9 * (3 / 4 + 1) / 2)
 
 
+def test_a_result_is_read_from_metrics_of_the_whole_run_alone(make_sweep: SweepMaker) -> None:
+    """Such as those of a cell that somebody trained further by itself, or lost a part of."""
+    config = make_sweep("grid.optim.lr=[1e-3]")
+    results = run(config)
+    path = config.output / "cells" / "one_optim.lr=0.001_seed=0" / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    for other in (whole + '{"step": 5, "score": 0.1}\n', "".join(whole.splitlines(keepends=True)[:2]), ""):
+        path.write_text(other)
+        assert run(config) == results
+    path.unlink()
+    assert run(config) == results
+
+
 def test_a_sweep_is_extended_and_not_mixed_with_other_settings(make_sweep: SweepMaker, tmp_path: Path) -> None:
     run(make_sweep())
     wider = make_sweep("grid.optim.lr=[1e-4,1e-3,1e-2,1e-1]", "seeds=[0,1]")

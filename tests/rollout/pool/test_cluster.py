@@ -35,6 +35,16 @@ def test_the_size_is_what_the_machines_have_room_for(
     assert (fixed.look(), fixed.workers) == (False, 5)
 
 
+def test_what_a_worker_without_a_place_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards that are free on different machines are of no use to a worker that needs them on one."""
+    free = {"a": {"CPU": 64.0}, "b": {"CPU": 8.0, "GPU": 1.0}, "c": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr("rollout.pool.cluster.machines", lambda: [HEAD, NODE, NODE])
+    monkeypatch.setattr("rollout.pool.cluster.available_resources_per_node", lambda: free)
+    assert Size(5, 1, 1).lacks() is Size(5, 64, 0).lacks() is None
+    lacks = "each takes 1 core and 2 cards on one machine, and the cluster has 80 of 192 cores and 2 of 14 cards free: "
+    assert (Size(5, 1, 2).lacks() or "").startswith(lacks)
+
+
 def test_placement_in_words() -> None:
     addresses = {"a": "10.0.0.1", "b": "10.0.0.2"}
     assert placement_of(["a"], addresses) == "1 worker on 1 machine: 1 on 10.0.0.1"

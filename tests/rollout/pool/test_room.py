@@ -64,6 +64,7 @@ def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
             ],
         ),
         (Sent(version_bytes=GIB), Room(shared=0, scratch=17 * GIB), ["has 17.00 GiB free"]),
+        (Sent(), replace(AMPLE, files=256), ["256 open files", "need 300", "ulimit -n", "rollout.placement=inprocess"]),
     ],
 )
 def test_what_does_not_fit_is_told_with_the_way_out(sent: Sent, room: Room, words: list[str]) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -69,6 +71,89 @@ def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
     with monkeypatch.context() as patch:
         patch.setattr("ray.kill", full)
         pool.close()  # raises no error of its own that would hide the first
+
+
+def test_no_call_waits_for_a_ray_that_hangs(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped head leaves calls to it unanswered for ever, and the supervision of the workers with the lock held."""
+    monkeypatch.setattr("rollout.pool.ray_pool.SILENT_S", 0.5)
+    monkeypatch.setattr("rollout.pool.ray_pool.CLOSE_S", 0.5)
+    pool, answer = make_pool(), threading.Event()
+    pool._size.look_again = answer.wait
+    prompts = [prompt_of(1)]
+    silent = r"^Ray has not answered for 0 s: its head, or its process on this machine, is stopped, gone, or out of"
+    with pytest.raises(PoolError, match=silent):
+        pool.generate(prompts, SAMPLING, None, seeds(prompts))
+    with pytest.raises(PoolError, match=silent):
+        pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
+    assert (pool.alive, pool.figures()) == (1, {})
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 3
+    answer.set()
+
+
+def test_a_call_to_ray_has_a_limit_and_keeps_its_errors() -> None:
+    from rollout.pool.local_cluster import within
+
+    def fails() -> None:
+        raise TimeoutError("of its own")
+
+    assert within(lambda: 1, 5) == 1
+    with pytest.raises(TimeoutError, match="of its own"):
+        within(fails, 5)
+    with pytest.raises(PoolError, match="Ray has not answered for 0 s"):
+        within(threading.Event().wait, 0.1)
+
+
+def test_a_cluster_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of Ray that is stopped would be waited for without end, and once more when the program ends."""
+    from rollout.pool import local_cluster
+
+    killed: list[dict[str, bool]] = []
+    unregistered: list[Any] = []
+
+    class Node:
+        def is_head(self) -> bool:
+            return True
+
+        def kill_all_processes(self, **how: bool) -> None:
+            killed.append(how)
+
+    monkeypatch.setattr(local_cluster, "LEAVE_S", 0.1)
+    monkeypatch.setattr("ray.shutdown", threading.Event().wait)
+    monkeypatch.setattr("ray._private.worker._global_node", Node())
+    monkeypatch.setattr("atexit.unregister", unregistered.append)
+    local_cluster.leave_ray()
+    assert killed == [{"check_alive": False, "allow_graceful": False}]
+    assert len(unregistered) == 1
+
+
+def test_ray_that_ends_on_the_learners_machine_ends_the_pool(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example by `ray stop`: Ray would end the process as soon as anything is put into the object store."""
+    from ray._private import worker
+
+    pool, gone = make_pool(), r"^Ray no longer runs on this machine: it was stopped, or killed for lack of memory"
+    socket_of_nobody = SimpleNamespace(plasma_store_socket_name=str(tmp_path / "none"))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_global_node", socket_of_nobody)
+        with pytest.raises(PoolError, match=gone):
+            pool.load_adapter(published(tmp_path, 1))
+        pool._size._looked = 0.0
+        until(pool._supervision.done)
+    with pytest.raises(PoolError, match=gone):
+        pool.generate([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)]))
+
+
+def test_a_pool_without_room_says_what_it_waits_for(
+    make_pool: PoolMaker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.pool.member.PLACE_S", 0.2)
+    lack = "each takes 99 cores on one machine, and the cluster has 4 of 4 cores free: end what else runs there"
+    with pytest.raises(PoolError, match=f"no sampling worker is left.* no place in the cluster in time: {lack}"):
+        make_pool(cpus_per_worker=99, start_timeout_s=1)
+    assert f"1 of 1 sampling workers wait for a place, at most 1 s (rollout.start_timeout_s): {lack}" in caplog.text
 
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
