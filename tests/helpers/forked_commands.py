@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from rl_engine.api.process import environment
-from tests.helpers.forked import CONTEXT
+from tests.helpers import warm_graders
+from tests.helpers.forked import fork
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def become(directory: Path, module: str, arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:
+def become(
+    directory: Path, module: str, arguments: Sequence[str], variables: dict[str, str], log: Path, graders: str
+) -> None:
     """Run in the fork: turn it into the command."""
     import importlib
 
@@ -29,6 +32,7 @@ def become(directory: Path, module: str, arguments: Sequence[str], variables: di
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    warm_graders.use(graders)
     importlib.import_module(f"{module}.__main__").app(list(arguments))
 
 
@@ -57,6 +61,6 @@ class Forked:
 
 def start(module: str, arguments: Sequence[str], log: Path) -> Any:
     log.touch()
-    process = CONTEXT.Process(target=become, args=(Path.cwd(), module, tuple(arguments), environment(), log))
+    process = fork(become, Path.cwd(), module, tuple(arguments), environment(), log, warm_graders.warm_at())
     process.start()
     return Forked(process)
