@@ -6,6 +6,7 @@ that connects to it. `tests/rewards/workers` starts graders as users do.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import select
@@ -26,14 +27,14 @@ from rewards.workers.processes import ForkServerProcess, environment
 def warm_at() -> str:
     """Where this test process's warm process listens."""
     with _starting:
-        return _warm()[0]
+        return _start()
 
 
 _starting = threading.Lock()
 
 
 @functools.cache
-def _warm() -> tuple[str, subprocess.Popen[bytes]]:
+def _start() -> str:
     """Start the warm process, which ends when its standard input does."""
     address = f"\0warm-graders-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -46,7 +47,8 @@ def _warm() -> tuple[str, subprocess.Popen[bytes]]:
             start_new_session=True,
             env=environment(own_code=False),
         )
-    return address, process
+    atexit.register(process.communicate, timeout=10)
+    return address
 
 
 class Forked(psutil.Process):
