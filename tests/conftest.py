@@ -33,6 +33,7 @@ LARGEST_TEST_RANK = 8
 LONGEST = (
     *("test_ranks.py", "test_train.py", "test_doctor.py", "test_page.py", "test_together.py", "test_stop.py"),
     *("test_company.py", "test_going_on.py", "test_memory.py", "test_full.py", "test_run.py"),
+    *("test_workers.py", "test_schedule.py", "test_refusals.py", "test_out_of_memory.py", "test_crash_points.py"),
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rollout.adapters import AdapterStore
 from rollout.engine import EngineSettings
 from rollout.types import AdapterRef
 from tests.helpers import forked_commands
+from tests.helpers.ports import meeting_place
 
 pytestmark = pytest.mark.engine
 
@@ -126,9 +126,7 @@ def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path, monk
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes with an engine each take two cards")
     monkeypatch.chdir(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    place = meeting_place(2)
     what = ["--model", "embedded", "--suite", "held_out", "--limit", "3", "--max-tokens", "8", "--samples", "1"]
     what += ["--kv-cache-gib", "0.1", "--workers", "1", "--output", "out.json"]
     ranks = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import socket
 import sys
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,6 +23,7 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks, leave_ranks
 from rl_engine.plan.card import settle_precision
 from tests.helpers.batches import LOOSE
+from tests.helpers.ports import meeting_place
 
 
 def samples() -> list[TrainingSample]:
@@ -81,9 +81,7 @@ def learn(output: Path, named_settings: list[str], launched: dict[str, str]) -> 
 
 def on_ranks(output: Path, count: int, named_settings: list[str]) -> None:
     """Run on `count` ranks. If one fails, the others would wait for it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
+    place = meeting_place(count)
     output.mkdir()
     context = multiprocessing.get_context("fork")
     launched = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **place} for rank in range(count)]
