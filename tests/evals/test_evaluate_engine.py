@@ -133,7 +133,11 @@ def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path, monk
         forked_commands.start("evals", what, tmp_path / f"{rank}.log", {"RANK": rank, "LOCAL_RANK": rank, **place})
         for rank in ("0", "1")
     ]
-    codes = [rank.wait(400) for rank in ranks]
+    try:
+        codes = [rank.wait(400) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.terminate()
     assert codes == [0, 0], [log.read_text() for log in sorted(tmp_path.glob("*.log"))]
     (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
     assert [row["problems"] for row in suite["rows"]] == [3]
