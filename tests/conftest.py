@@ -1,4 +1,7 @@
-"""Shared fixtures: the process group, vLLM engines, a grader, and small builders."""
+"""Shared fixtures: the process group, vLLM engines, a grader, and small builders.
+
+Heavy libraries are imported by the fixtures: pytest-xdist's main process loads this file too, and runs no test.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,31 @@ import gc
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 
-from rewards import Grader
-from rl_engine.config import Config, load_config
-from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.learner import Learner
-from rl_engine.learner.ranks import Ranks, join_ranks
-from rl_engine.plan.card import settle_precision
-from rollout.engine import EngineSettings
 from rollout.loading import loading
-from rollout.models import EMBEDDED_DIR
 from rollout.pool.environment import prepare_ray
-from rollout.servable import precision_of
-from tests.helpers.forgetting import Policies, loaded_policies
+
+if TYPE_CHECKING:
+    from rewards import Grader
+    from rl_engine.config import Config
+    from rl_engine.learner.batching import TrainingSample
+    from rl_engine.learner.learner import Learner
+    from rl_engine.learner.ranks import Ranks
+    from tests.helpers.forgetting import Policies
 
 # A background job of a shell without job control ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
-DEVICE_TYPE = "cuda" if torch.cuda.is_available() else "cpu"
 # Files with tests that take minutes run first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("test_ranks.py", "test_train.py", "test_doctor.py", "test_page.py", "test_together.py", "test_stop.py"),
     *("test_company.py", "test_going_on.py", "test_memory.py", "test_full.py", "test_run.py"),
+    *("test_workers.py", "test_schedule.py", "test_refusals.py", "test_out_of_memory.py", "test_crash_points.py"),
 )
 
 
@@ -72,7 +71,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
+    from rl_engine.learner.ranks import join_ranks
+
     joined = join_ranks()
     with pytest.MonkeyPatch.context() as patch:
         # A command run in this process must not leave the process group that the session's engine uses.
@@ -80,21 +88,36 @@ def ranks() -> Iterator[Ranks]:
         yield joined
 
 
+@pytest.fixture
+def warm_graders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every grader that the test opens in this process starts warm."""
+    from rewards.workers import pool
+    from tests.helpers import warm_graders
+
+    monkeypatch.setattr(pool, "ForkServerProcess", warm_graders.WarmForkServer)
+    monkeypatch.setattr(warm_graders.WarmForkServer, "at", warm_graders.warm_at())
+
+
 @pytest.fixture(scope="session")
 def grader() -> Iterator[Grader]:
+    from rewards import Grader
+
     with Grader(workers=2, timeout_s=5.0) as grader:
         yield grader
 
 
 @pytest.fixture(scope="session")
-def vllm_engine(ranks: Ranks) -> Iterator[Any]:
+def vllm_engine(ranks: Ranks, device_type: str) -> Iterator[Any]:
     """The real sampler on the embedded model, started once. It depends on `ranks` so that it is closed first."""
+    from rollout.engine import EngineSettings
+    from rollout.models import EMBEDDED_DIR
+    from rollout.servable import precision_of
     from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
         EngineSettings(
             model=str(EMBEDDED_DIR),
-            dtype=precision_of("auto", DEVICE_TYPE),
+            dtype=precision_of("auto", device_type),
             max_model_len=128,
             lora_rank=LARGEST_TEST_RANK,
             max_num_seqs=64,
@@ -111,6 +134,8 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
 def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
     """A sampler of the embedded model without adapters. It is never closed: closing one engine destroys the process
     group that the other uses."""
+    from rollout.engine import EngineSettings
+    from rollout.models import EMBEDDED_DIR
     from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
@@ -125,12 +150,18 @@ def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The embedded model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from rollout.models import EMBEDDED_DIR
+
     return AutoTokenizer.from_pretrained(EMBEDDED_DIR)
 
 
 @pytest.fixture(scope="module")
 def policies(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     """Adapters loaded into the engine, with the same models in transformers and PEFT."""
+    from tests.helpers.forgetting import loaded_policies
+
     with loaded_policies(vllm_engine, tmp_path_factory.mktemp("policies")) as policies:
         yield policies
 
@@ -147,26 +178,30 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return evals.forgetting.harness
 
 
-ConfigMaker = Callable[..., Config]
+ConfigMaker = Callable[..., "Config"]
 
 
 @pytest.fixture
-def make_config(tmp_path: Path) -> ConfigMaker:
+def make_config(tmp_path: Path, device_type: str) -> ConfigMaker:
     """Makes the quickstart's configuration with overrides, in this machine's precision, writing below the test's
     temporary directory."""
+    from rl_engine.config import load_config
+    from rl_engine.plan.card import settle_precision
 
     def make(*overrides: str) -> Config:
         config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])
-        return settle_precision(config, DEVICE_TYPE)
+        return settle_precision(config, device_type)
 
     return make
 
 
-LearnerMaker = Callable[..., Learner]
+LearnerMaker = Callable[..., "Learner"]
 
 
 @pytest.fixture
 def make_learner(make_config: ConfigMaker, ranks: Ranks) -> LearnerMaker:
+    from rl_engine.learner.learner import Learner
+
     def make(*overrides: str) -> Learner:
         return Learner(make_config(*overrides), ranks, pad_id=0)
 
@@ -176,6 +211,10 @@ def make_learner(make_config: ConfigMaker, ranks: Ranks) -> LearnerMaker:
 @pytest.fixture
 def samples() -> list[TrainingSample]:
     """Eight completions of different lengths, with made-up behaviour log-probabilities and advantages."""
+    import torch
+
+    from rl_engine.learner.batching import TrainingSample
+
     generator = torch.Generator().manual_seed(5)
 
     def tokens(count: int) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ from rollout.adapters import AdapterStore
 from rollout.prompts.renderer import Renderer
 from tests.helpers.run_directories import LAST, answered, record_step, start_run, trained_run
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("own-rewards.md", "own-data.md", "serving.md")
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")

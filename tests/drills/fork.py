@@ -22,7 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.forked import CONTEXT
+from tests.helpers.forked import fork
 
 MARK = "RL_ENGINE_DRILL"
 # Phase → the function that does it: its module, the object that holds it, its name.
@@ -200,9 +200,7 @@ def train(
     (place / "tmp").mkdir(parents=True, exist_ok=True)
     for name in ("phase", "struck", "durations.json"):
         (place / name).unlink(missing_ok=True)
-    process = CONTEXT.Process(
-        target=train_here, args=(place, directory or place, (*settings, *arguments), moment, prepare)
-    )
+    process = fork(train_here, place, directory or place, (*settings, *arguments), moment, prepare)
     process.start()
     try:
         process.join(timeout_s)

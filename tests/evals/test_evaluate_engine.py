@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,10 @@ from rewards.records import read_rows
 from rollout.adapters import AdapterStore
 from rollout.engine import EngineSettings
 from rollout.types import AdapterRef
+from tests.helpers import forked_commands
+from tests.helpers.ports import meeting_place
 
 pytestmark = pytest.mark.engine
-
-ROOT = Path(__file__).parents[2]
 
 
 class Borrowed:
@@ -124,22 +121,23 @@ def test_batches_side_by_side_say_what_they_say_alone(
     assert sum(one != other for one, other in zip(alone, beside, strict=True)) <= 1
 
 
-def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path) -> None:
+def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, one batch: neither waits for the other's engine."""
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes with an engine each take two cards")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "evals"]
+    monkeypatch.chdir(tmp_path)
+    place = meeting_place(2)
     what = ["--model", "embedded", "--suite", "held_out", "--limit", "3", "--max-tokens", "8", "--samples", "1"]
-    done = subprocess.run(
-        [*command, *what, "--kv-cache-gib", "0.1", "--workers", "1", "--output", str(tmp_path / "out.json")],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    what += ["--kv-cache-gib", "0.1", "--workers", "1", "--output", "out.json"]
+    ranks = [
+        forked_commands.start("evals", what, tmp_path / f"{rank}.log", {"RANK": rank, "LOCAL_RANK": rank, **place})
+        for rank in ("0", "1")
+    ]
+    try:
+        codes = [rank.wait(400) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.terminate()
+    assert codes == [0, 0], [log.read_text() for log in sorted(tmp_path.glob("*.log"))]
     (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
     assert [row["problems"] for row in suite["rows"]] == [3]

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import multiprocessing
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+from tests.helpers import warm_graders
+
+LOADED = "tests.drills.loaded"
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.drills.loaded"])
+CONTEXT.set_forkserver_preload([LOADED])
+_starting = threading.Lock()
+
+
+@functools.cache
+def _start() -> None:
+    """Start the process that is forked. It imports `LOADED` from its working directory, and nobody hears of it if that
+    fails: every fork would load everything itself."""
+    with contextlib.chdir(Path(__file__).parents[2]):
+        forkserver.ensure_running()
+
+
+def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A process that calls `target`, not started yet."""
+    with _starting:
+        _start()
+    return CONTEXT.Process(target=_loaded, args=(target, *args))
+
+
+def _loaded(target: Callable[..., None], *args: Any) -> None:
+    """Run in the fork."""
+    assert LOADED in sys.modules
+    # An engine that ends makes all libraries' objects subject to garbage collection again, and scans them three times.
+    gc.unfreeze = as_it_is
+    target(*args)
 
 
 def as_it_is() -> None: ...
@@ -20,6 +55,7 @@ def become(
     arguments: tuple[str, ...],
     environment: Mapping[str, str],
     output: Path,
+    graders: str,
     prepare: Callable[[], None],
 ) -> None:
     """Run in the fork: turn it into the training command."""
@@ -30,6 +66,7 @@ def become(
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    warm_graders.use(graders)
     prepare()
     from rl_engine.train.__main__ import app
 
@@ -49,7 +86,7 @@ def train(
     """
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "output.txt"
-        process = CONTEXT.Process(target=become, args=(directory, arguments, environment, output, prepare))
+        process = fork(become, directory, arguments, environment, output, warm_graders.warm_at(), prepare)
         process.start()
         process.join(timeout_s)
         if process.exitcode is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rollout.config import SamplingConfig
 from rollout.types import Prompt, RolloutGroup
-from tests.helpers.forked import CONTEXT
+from tests.helpers.forked import CONTEXT, fork
 
 
 def sample(model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig], answer: Connection) -> None:
@@ -31,7 +31,7 @@ def sampled_elsewhere(
 ) -> list[list[RolloutGroup]]:
     """The groups that an engine of the base model in `model` samples for the prompts, under each of the settings."""
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=sample, args=(model, prompts, samplings, there))
+    process = fork(sample, model, prompts, samplings, there)
     process.start()
     there.close()
     assert here.poll(240), "no answer came"

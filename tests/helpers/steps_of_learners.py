@@ -1,11 +1,16 @@
-"""A program for torchrun: takes three learner steps for each of the given settings, and rank 0 saves the weights.
+"""A program: takes three learner steps for each of the given settings, and rank 0 saves the weights.
 
-torchrun --nproc-per-node 2 tests/helpers/steps_of_learners.py OUTPUT_DIR NAME 'key.sub=value key.sub=value' …
+steps_of_learners.py OUTPUT_DIR RANKS NAME 'key.sub=value key.sub=value' …, with `--` before the next number of ranks.
+Ranks are forks of this process, which loads the libraries once, and have the variables that torchrun gives to its own.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -18,6 +23,7 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks, leave_ranks
 from rl_engine.plan.card import settle_precision
 from tests.helpers.batches import LOOSE
+from tests.helpers.ports import meeting_place
 
 
 def samples() -> list[TrainingSample]:
@@ -54,7 +60,8 @@ def check_collectives(ranks: Ranks) -> None:
     assert not ranks.agree(False)
 
 
-def main(output: Path, named_settings: list[str]) -> None:
+def learn(output: Path, named_settings: list[str], launched: dict[str, str]) -> None:
+    os.environ.update(launched)
     ranks = join_ranks()
     check_collectives(ranks)
     # Shard everything under ZeRO-3, including the smallest weights.
@@ -72,5 +79,22 @@ def main(output: Path, named_settings: list[str]) -> None:
     leave_ranks()
 
 
+def on_ranks(output: Path, count: int, named_settings: list[str]) -> None:
+    """Run on `count` ranks. If one fails, the others would wait for it."""
+    place = meeting_place(count)
+    output.mkdir()
+    context = multiprocessing.get_context("fork")
+    launched = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **place} for rank in range(count)]
+    ranks = [context.Process(target=learn, args=(output, named_settings, one), daemon=True) for one in launched]
+    for rank in ranks:
+        rank.start()
+    while running := [rank for rank in ranks if rank.is_alive()]:
+        wait([rank.sentinel for rank in running])
+        if any(rank.exitcode for rank in ranks):
+            sys.exit(f"on {count} ranks: {[rank.exitcode for rank in ranks]}")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    for words, (count, *named) in itertools.groupby(sys.argv[2:], lambda word: word != "--"):
+        if words:
+            on_ranks(Path(sys.argv[1]) / count, int(count), named)

@@ -52,31 +52,29 @@ CASES = {
 OF_ONE = {name: settings for name, settings in CASES.items() if name.endswith(("-0", "-3-offload", "-twice"))}
 
 
-def learned(directory: Path, count: int, cases: dict[str, str]) -> dict[str, dict[str, Tensor]]:
-    """The weights of every case, trained on `count` ranks."""
-    directory.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    arguments = [word for name, settings in cases.items() for word in (name, settings)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    environment["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as if mpirun had started a torchrun on each machine
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
+    """The weights of every case, trained on one rank and on two."""
+    root = tmp_path_factory.mktemp("ranks")
+    cases = {1: OF_ONE, 2: CASES}
+    one, two = (
+        [str(count), *(word for named in of_count.items() for word in named)] for count, of_count in cases.items()
+    )
+    # OMPI's variable is there as if mpirun had started a launcher on each machine.
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "helpers" / "steps_of_learners.py"), str(directory), *arguments],
-        env=environment,
+        [sys.executable, str(ROOT / "tests" / "helpers" / "steps_of_learners.py"), str(root), *one, "--", *two],
+        env={**os.environ, **environment, "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {name: load_file(directory / f"{name}.safetensors") for name in cases}
-
-
-@pytest.fixture(scope="module")
-def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
-    root = tmp_path_factory.mktemp("ranks")
-    return {count: learned(root / str(count), count, cases) for count, cases in ((1, OF_ONE), (2, CASES))}
+    return {
+        count: {name: load_file(root / str(count) / f"{name}.safetensors") for name in of_count}
+        for count, of_count in cases.items()
+    }
 
 
 @pytest.mark.parametrize("case", OF_ONE)

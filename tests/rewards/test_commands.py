@@ -19,6 +19,8 @@ from rewards import audit, check
 from rewards.command import write_rows
 from rewards.second_opinion import understands
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 RUNNER = CliRunner()
 LONG = "A train leaves the station at noon and travels east at a constant speed of {} miles per hour until it stops"
 OTHER = (

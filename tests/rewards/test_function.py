@@ -13,6 +13,8 @@ from rewards import GradeItem, Grader, RewardConfig
 from rewards.function import load
 from rewards.trial import RewardFunctionError, try_function
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 REQUEST = {"completion": "so \\boxed{5}", "reference": "5", "problem": "2+3=?", "tokens": 4}
 ITEM = GradeItem(completion="so \\boxed{5}", reference="5", problem="2+3=?", tokens=4)
 MINE = """

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from rewards import GradeItem, Grader, RewardConfig, Verdict
 from rewards.shaping import format_term, overlong_term, repetition_term, shaping_terms
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 
 @pytest.mark.parametrize(
     ("completion", "think", "value"),

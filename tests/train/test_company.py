@@ -31,6 +31,8 @@ from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.company_engine import StreamingAnswers
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 SETTINGS = (
     "data.limit=16",
     "model.dtype=float32",

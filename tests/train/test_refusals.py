@@ -30,6 +30,8 @@ from tests.helpers.builders import completion, graded_group, prompt, result
 from tests.helpers.grown import SAID, write_grown
 from tests.helpers.peft_adapters import write_peft
 
+pytestmark = pytest.mark.usefixtures("warm_graders")
+
 SMALL = (
     "train.steps=2",
     "train.problems_per_step=4",

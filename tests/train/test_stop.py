@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import gzip
 import json
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ from tests.drills.equality import TIMES
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.held_engine import HeldEngine, prepare
+from tests.helpers.ports import meeting_place
 
 pytestmark = pytest.mark.engine
 SETTINGS = (
@@ -130,14 +130,11 @@ def test_a_step_is_saved_when_what_samples_is_lost(undisturbed: dict[str, Any], 
 
 def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> None:
     """Rank 0 is sampling in step 2; rank 1, which has nothing left to sample, waits for it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    place = meeting_place(2)
 
     def rank(number: int) -> tuple[int, str]:
-        launcher = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return run(tmp_path, "train.problems_per_step=1", "checkpoint.every=100", at="0/2/", **launcher, **place)
+        launcher = {"RANK": str(number), "LOCAL_RANK": str(number), **place}
+        return run(tmp_path, "train.problems_per_step=1", "checkpoint.every=100", at="0/2/", **launcher)
 
     with ThreadPoolExecutor(2) as threads:
         ended = list(threads.map(rank, (0, 1)))

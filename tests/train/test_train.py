@@ -3,6 +3,7 @@ it refuses what it cannot run."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
@@ -27,7 +28,7 @@ from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
-from tests.helpers import forked
+from tests.helpers import forked, forked_commands
 from tests.helpers.precision import assert_same_adam_steps
 
 ROOT = Path(__file__).parents[2]
@@ -245,14 +246,15 @@ def comparable(run_directory: Path) -> list[dict[str, Any]]:
 def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """The same run, stopped by SIGTERM after its first step, between two checkpoints."""
     directory = tmp_path_factory.mktemp("interrupted")
-    process = start(directory, *OVERRIDES)
+    log = directory / "output.txt"
+    with contextlib.chdir(directory):
+        process = forked_commands.start("rl_engine.train", ["--config", "quickstart.yaml", *OVERRIDES], log)
     metrics = directory / "runs" / "quickstart"
     deadline = time.monotonic() + 240
     while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output = finish(process)
-    return directory, process.returncode, output
+    process.terminate()
+    return directory, process.wait(300), log.read_text()
 
 
 def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted_run: tuple[Path, int, str]) -> None:

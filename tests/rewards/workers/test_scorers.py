@@ -98,6 +98,7 @@ def test_a_scorer_that_fails_is_an_error_and_no_wrong_answer(grader: Grader) -> 
     assert "the grader was not told of the task lcm" in other.detail
 
 
+@pytest.mark.usefixtures("warm_graders")
 def test_a_scorer_has_the_time_and_weight_of_all_grading() -> None:
     """The countdown scorer evaluates the answer that it is given, and some answers take forever."""
     entry = entry_of(COUNTDOWN)
@@ -110,6 +111,7 @@ def test_a_scorer_has_the_time_and_weight_of_all_grading() -> None:
     assert (partly.verdict, partly.reward, partly.terms) == ("incorrect", 0.1, {"partial": 0.1})
 
 
+@pytest.mark.usefixtures("warm_graders")
 def test_a_library_that_does_not_load_is_told_by_every_item() -> None:
     unknown = Task(name="chain_sums")
     with Grader(workers=1, tasks=[unknown]) as grader:

@@ -18,7 +18,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
 from rollout.types import BASE, AdapterRef, Problem, Prompt
-from tests.helpers.forked import CONTEXT
+from tests.helpers.forked import CONTEXT, fork
 
 pytestmark = pytest.mark.engine
 RANKS = (1, 8, 64)
@@ -89,7 +89,7 @@ def test_rows_of_several_adapters_and_of_none(tokenizer: Any, tmp_path: Path) ->
     served = [*(adapted(rank, tmp_path) for rank in RANKS), (base, None)] * 2
     seeds = [[f"{turn}/{text}" for text in texts] for turn in range(len(served))]
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=sample, args=([ref for _, ref in served], prompts, seeds, there))
+    process = fork(sample, [ref for _, ref in served], prompts, seeds, there)
     process.start()
     there.close()
     assert here.poll(240), "no answer came"
