@@ -74,7 +74,7 @@ def test_a_run_by_itself_listens_on_loopback_alone(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("function", [None, "mine:reward"])
-def test_grading_processes_are_told_no_secrets(function: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grading_processes_get_no_secrets(function: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless they run the user's own reward function."""
     secrets = {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "hub_password"}
     for name in secrets:

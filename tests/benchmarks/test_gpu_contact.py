@@ -71,7 +71,7 @@ def test_a_stage_that_fails_or_lasts_never_stops_the_next(tmp_path: Path) -> Non
     assert not left.exists()
 
 
-def test_what_the_deadline_cuts_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_deadline_cuts_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "LEAST_S", 0.2)
     asked = [scripted("begun", "import time; time.sleep(60)"), scripted("not begun", "")]
     outcomes = contact(asked, time.monotonic() + 1, tmp_path, "cpu")
@@ -126,7 +126,7 @@ def test_a_stage_that_is_being_started_is_ended_too(name: str, code: int, tmp_pa
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> None:
+def test_every_stage_gets_settings_that_exist(name: str, tmp_path: Path) -> None:
     """`learner.layout: packed` and similar values may be refused when the arm runs, and are then reported as failed. A
     key that does not exist is a mistake in the stages themselves."""
     asked = stages(SIZES[name], tmp_path, tmp_path / "SmolLM2")

@@ -31,7 +31,7 @@ from tests.helpers.contact_figures import CPU, outcome
 
 
 @pytest.mark.parametrize("arm", learner.ARMS)
-def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
+def test_every_arm_gets_settings_that_exist(arm: str) -> None:
     load_config("quickstart.yaml", [*learner.ARMS[arm].settings])
     assert learner.ARMS[arm].mask in learner.MASKS
 

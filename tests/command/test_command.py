@@ -141,7 +141,7 @@ def sft_config(*settings: str) -> SftConfig:
     return read_config(SftConfig, "sft_jsonl.yaml", ["data.path=answers.jsonl", *settings])
 
 
-def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[..., Config]) -> None:
+def test_an_out_of_memory_error_suggests_what_takes_less(make_config: Callable[..., Config]) -> None:
     """The settings named first may be changed with --resume, and settings that already are as advised are not named."""
     fresh = "learner.tokens_per_microbatch=64", "learner.gradient_checkpointing=false"
     spared = "train.microbatch_size=1", "train.gradient_checkpointing=true"
@@ -163,7 +163,7 @@ def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[...,
         ]
 
 
-def test_a_run_that_lost_a_rank_is_told_to_go_on(make_config: Callable[..., Config]) -> None:
+def test_a_run_that_lost_a_rank_is_advised_to_resume(make_config: Callable[..., Config]) -> None:
     """gloo's error is a plain RuntimeError: torch has no type for it."""
     said = "[/pytorch/third_party/gloo/transport/tcp/pair.cc:537] Read error [::1]:14029: Connection reset by peer."
     with pytest.raises(RunFailedError) as failed, losses_explained(make_config(), lambda: "step 3: "):
@@ -212,7 +212,7 @@ def test_the_hub_is_shut_out_where_all_is_here(
     assert (os.environ["HF_HUB_OFFLINE"] == "1") is offline
 
 
-def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+def test_a_base_model_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
     arguments = ["--config", "quickstart.yaml", "model.name=./gone", f"output_dir={tmp_path / 'run'}"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
@@ -335,7 +335,7 @@ def test_a_process_knows_its_number_on_its_machine(
     assert environment == {**(told if "WORLD_SIZE" in told else {}), **settled}
 
 
-def test_python_without_docstrings_is_told_so(
+def test_python_without_docstrings_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """transformers used to fail with a message about the docstrings in its own code, or to log a page of them."""

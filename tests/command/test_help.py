@@ -50,7 +50,7 @@ def test_help_names_the_configurations_that_ship(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_an_option_that_is_not_there_is_told_in_one_line(module: str) -> None:
+def test_an_option_that_is_not_there_is_one_line(module: str) -> None:
     result = CliRunner().invoke(app_of(module), ["--no-such-thing"])
     assert result.exit_code == 2
     assert result.output.startswith("error: there is no option --no-such-thing")

@@ -191,7 +191,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-def test_a_mistake_is_said_in_two_seconds_without_the_libraries(here: Path) -> None:
+def test_a_mistake_is_reported_within_two_seconds_without_torch(here: Path) -> None:
     found = answers(here, *(command for command, _ in CASES))
     for (command, words), (code, output, seconds, cause) in zip(CASES, found, strict=True):
         assert (code, cause) == (2, "SystemExit"), (command, output)
@@ -203,7 +203,7 @@ def test_a_mistake_is_said_in_two_seconds_without_the_libraries(here: Path) -> N
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
-def test_a_tracker_that_is_not_installed_is_said_at_once(here: Path, package: str) -> None:
+def test_a_tracker_that_is_not_installed_is_reported_at_once(here: Path, package: str) -> None:
     """A directory with the tracker's name, as each tracker leaves where it has run, does not count as the package."""
     (here / package).mkdir()
     (missing,) = answers(here, (*TRAIN, f"log.{package}=mine"))

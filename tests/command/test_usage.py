@@ -104,7 +104,7 @@ def test_a_home_that_no_shell_filled_in_is_filled_in(
 
 
 @pytest.mark.parametrize(("module", "param"), INCOMPLETE, ids=lambda each: getattr(each, "name", each))
-def test_an_option_without_its_value_is_told_in_one_line(module: str, param: Any) -> None:
+def test_an_option_without_its_value_is_one_line(module: str, param: Any) -> None:
     name = max(param.opts, key=len)
     assert line_of(module, name).startswith(f"error: {name} is incomplete: {name} ")
 

@@ -60,7 +60,7 @@ def test_a_text_of_digits_is_read_again_from_the_resolved_file(tmp_path: Path) -
         assert load_config(str(mine)).output_dir == name
 
 
-def test_a_place_that_is_not_there_is_told_without_the_names() -> None:
+def test_a_place_that_is_not_there_is_reported_without_the_names() -> None:
     assert (
         message("runs/mine/config.yaml") == "no configuration 'runs/mine/config.yaml': there is no directory runs/mine"
     )
@@ -82,7 +82,7 @@ def test_a_setting_of_all_cells_is_named_as_the_sweep_has_it() -> None:
 # Where the mistake was made.
 
 
-def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
+def test_a_problem_is_headed_by_where_it_was_set(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text((CONFIGS / "quickstart.yaml").read_text() + "\nseeed: 1\n")
     assert message("quickstart.yaml", "lora.rank=0").startswith("command line: lora.rank: ")
@@ -137,7 +137,7 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
         ("prompt.instruction=no", "give a text, or null for none"),
     ],
 )
-def test_an_override_that_is_wrong_is_told_in_one_line(override: str, line: str) -> None:
+def test_an_override_that_is_wrong_is_one_line(override: str, line: str) -> None:
     said = message("quickstart.yaml", override)
     assert said.startswith("command line: ")
     assert line in said
@@ -192,7 +192,7 @@ def test_a_number_in_place_of_a_variable_is_no_warning(monkeypatch: pytest.Monke
     assert value("train.steps", "train.steps=${oc.env:STEPS,3}") == 7
 
 
-def test_that_there_is_no_home_directory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_there_is_no_home_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system has no entry for the user, as in a container that was started with a numeric user id."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
@@ -247,7 +247,7 @@ def test_a_section_without_keys_is_empty(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("overrides", [(), ("seed=3",)])
-def test_a_file_that_is_no_configuration_is_told_in_one_line(
+def test_a_file_that_is_no_configuration_is_one_line(
     text: bytes, words: str, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.yaml"
@@ -267,13 +267,13 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert load_config(str(path)).train.steps == 25
 
 
-def test_a_file_with_equals_signs_is_told_of_colons(tmp_path: Path) -> None:
+def test_a_file_with_equals_signs_gets_a_hint_of_colons(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("seed = 3\n")
     assert "seed = 3: no such key; in a file write a colon, seed: 3" in message(str(path))
 
 
-def test_a_directory_is_told_to_name_its_file(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_a_file_gets_a_hint(tmp_path: Path) -> None:
     assert message(str(tmp_path)) == f"--config {tmp_path} is a directory without a YAML file"
     (tmp_path / "config.yaml").touch()
     assert message(str(tmp_path)) == f"--config {tmp_path} is a directory: name a file in it, {tmp_path}/config.yaml"
@@ -286,7 +286,7 @@ def test_a_grid_on_the_command_line_is_as_in_a_file() -> None:
     assert config.arms["two"] == {}
 
 
-def test_a_mistake_in_ones_own_file_is_told_as_one(tmp_path: Path) -> None:
+def test_a_mistake_in_ones_own_file_is_reported_as_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     tree = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     tree["data"]["test_size"] = 3
@@ -312,7 +312,7 @@ def test_a_mistake_in_ones_own_file_is_told_as_one(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("app", [train.app, sft.app])
-def test_a_command_line_that_is_wrong_is_told_in_one_line(app: Any, arguments: list[str], words: list[str]) -> None:
+def test_a_command_line_that_is_wrong_is_one_line(app: Any, arguments: list[str], words: list[str]) -> None:
     if app is sft.app:
         arguments = [argument.replace("quickstart", "sft_jsonl") for argument in arguments]
         words = [word.replace("quickstart", "sft_jsonl") for word in words]

@@ -22,7 +22,7 @@ from tests.helpers.told import SCHEMAS, message
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
-def test_another_commands_file_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+def test_another_commands_file_is_one_line(name: str, tmp_path: Path) -> None:
     own = next(schema for schema in SCHEMAS if _loads(schema, name))
     for schema, app in zip(SCHEMAS, (train.app, sft.app, sweep.app), strict=True):
         if schema is own:
@@ -113,15 +113,13 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (Config, "lora_dropout=0.1", ["no dropout"]),
     ],
 )
-def test_a_key_of_another_library_is_told_in_our_words(
-    schema: type[CommandConfig], override: str, words: list[str]
-) -> None:
+def test_a_key_of_another_library_is_translated(schema: type[CommandConfig], override: str, words: list[str]) -> None:
     said = message("quickstart.yaml" if schema is Config else "sft_jsonl.yaml", override, schema=schema)
     assert "\n" not in said
     assert all(word in said for word in words), said
 
 
-def test_a_whole_file_of_another_library_is_told_key_by_key(tmp_path: Path) -> None:
+def test_a_whole_file_of_another_library_is_translated(tmp_path: Path) -> None:
     path = tmp_path / "axolotl.yaml"
     path.write_text("base_model: x\nlora_r: 8\ntrainer: {total_epochs: 1, nnodes: 1}\n")
     lines = message(str(path)).splitlines()
@@ -135,7 +133,7 @@ def test_a_whole_file_of_another_library_is_told_key_by_key(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objectives_name_is_told_as_the_keys_that_make_it(name: str) -> None:
+def test_an_objectives_name_is_translated_into_keys(name: str) -> None:
     said = message("quickstart.yaml", f"loss.name={name}")
     settings = [word.strip(",;") for word in OBJECTIVES[name].split() if "=" in word]
     assert settings

@@ -84,7 +84,7 @@ def test_a_column_may_lie_in_a_mapping() -> None:
         assert asked(row, problem="prompt", answer=answer) == ("1+1=?", "", expected)
 
 
-def test_verl_files_are_told_by_their_columns(tmp_path: Path) -> None:
+def test_verl_files_are_recognized_by_their_columns(tmp_path: Path) -> None:
     rows = [{"data_source": "x", "prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "2"}}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
     data = DataConfig(source="file", path=str(tmp_path / "train.parquet"))

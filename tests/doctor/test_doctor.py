@@ -100,7 +100,7 @@ def test_every_phase_of_a_run_is_part_of_a_check() -> None:
             assert {phase.replace("{run.step}", str(step)) for step in steps} <= CHECK_OF.keys()
 
 
-def test_what_cannot_be_configured_is_said_before_loading(tmp_path: Path) -> None:
+def test_what_cannot_be_configured_is_reported_before_loading(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, "lora.rnak=1")
     assert (code, "did you mean lora.rank?" in output) == (2, True)
 
@@ -180,7 +180,7 @@ FEW = ("train.problems_per_step=2", "train.max_problems_per_step=4", "sampling.m
 
 
 @pytest.mark.parametrize("base", [(), AHEAD, WITH_SUITES, FEW, ("method=full",)], ids=str)
-def test_what_a_run_can_be_told_the_self_test_can(base: tuple[str, ...]) -> None:
+def test_the_self_test_takes_every_setting_of_a_run(base: tuple[str, ...]) -> None:
     """Every value of every field that makes a valid configuration also makes a valid small one."""
     schema = Config.model_json_schema()
     given = load_config("quickstart.yaml", base).model_dump(mode="json", exclude_unset=True)
@@ -231,7 +231,7 @@ def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kl", "told"), [(0.002, "KL 0.002 (limit 0.01)"), (0.0108, "KL 0.011 (limit 0.01, above it by chance)")]
 )
-def test_a_gap_that_passes_above_its_limit_is_told_as_such(kl: float, told: str) -> None:
+def test_a_gap_that_passes_above_its_limit_is_reported_as_such(kl: float, told: str) -> None:
     found: list[Check] = []
     listener = Listener(quiet=True, steps=STEPS, report=found.append, limits=GapLimits(kl=0.01, logprob=2.0))
     listener.row({"step": STEPS, "sampler/logprob_gap_max": 0.945, "sampler/kl": kl}, [])

@@ -63,7 +63,7 @@ def test_a_full_disk_stops_the_run_and_nothing_else(small_disk: Path, reference:
     assert different(run, reference.run) == []
 
 
-def test_a_read_only_disk_is_said_before_anything_is_loaded(small_disk: Path, tmp_path: Path) -> None:
+def test_a_read_only_disk_is_reported_before_anything_is_loaded(small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = train(tmp_path / "notes", directory=small_disk)
     said = f"error: output_dir: nothing can be written in {small_disk}: Read-only file system\n"

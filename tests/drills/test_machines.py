@@ -185,7 +185,7 @@ def test_thirty_workers_are_killed_and_the_pool_recovers(cluster: Cluster) -> No
     assert different(cluster.run("run"), whole) == []
 
 
-def test_a_run_is_told_to_stop_while_its_workers_sample(cluster: Cluster) -> None:
+def test_a_run_is_asked_to_stop_while_its_workers_sample(cluster: Cluster) -> None:
     _, code, more = ENGINES["unhurried"]
     whole = undisturbed(cluster, "unhurried", BUSY)
     with cluster.training("run", *BUSY, *more, code=code) as process:

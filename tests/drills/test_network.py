@@ -76,7 +76,7 @@ def test_two_machines_give_what_one_gives(cluster: Cluster, local: Path) -> None
     assert different(cluster.run("joined"), local) == []
 
 
-def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_process_without_the_token_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     environment = {**cluster.other.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     command = cluster.other.command(sys.executable, "-c", POOL)

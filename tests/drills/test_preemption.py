@@ -35,7 +35,7 @@ ASKED = [
 ]
 
 
-def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(reference: Reference, tmp_path: Path) -> None:
+def test_a_run_asked_to_stop_saves_and_resumes_bit_for_bit(reference: Reference, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "quickstart"
     for phase, occurrence, step in ASKED:
         moment = Moment(phase=phase, occurrence=occurrence, do="terminate")

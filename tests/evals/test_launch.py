@@ -32,7 +32,7 @@ INTERFACE = (
 )
 
 
-def test_a_killed_ranks_end_is_told_by_the_other(tmp_path: Path) -> None:
+def test_a_killed_ranks_end_is_reported_by_the_other(tmp_path: Path) -> None:
     """On CPUs, where gloo reports it."""
     done = launched(tmp_path, IS_KILLED)
     (told,) = done.stdout.splitlines()
@@ -42,7 +42,7 @@ def test_a_killed_ranks_end_is_told_by_the_other(tmp_path: Path) -> None:
     assert "remote worker" not in told
 
 
-def test_other_libraries_errors_of_lost_ranks_are_told_too() -> None:
+def test_other_libraries_errors_of_lost_ranks_are_recognized() -> None:
     said = lost_rank(dist.DistBackendError("NCCL error: remote process exited\nncclRemoteError: …"))
     assert said == (
         "rank 0 lost another rank (NCCL error: remote process exited): if that was not killed, its output says why"

@@ -71,7 +71,7 @@ def test_no_more_threads_than_a_control_group_has_processors_for(
         (64, {}, {}),
     ],
 )
-def test_libraries_are_told_where_they_would_count_too_many(
+def test_libraries_get_the_core_count_where_they_miscount(
     cores: int, environment: dict[str, str], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "usable_cores", lambda: cores)

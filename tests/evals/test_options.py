@@ -42,7 +42,7 @@ def test_an_option_without_effect_is_refused_in_one_line(arguments: list[str], l
         (["--suite", "held_out , nope"], "no suite 'nope': known are"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
+def test_a_wrong_option_is_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
     rest = ["--model", "embedded", "--suite", "gsm8k", "--output", str(tmp_path / "scores.json")]
     result = CliRunner().invoke(app, [*rest, *arguments])
     assert result.exit_code == 2

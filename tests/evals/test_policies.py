@@ -52,7 +52,7 @@ def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
     assert (short.label, short.ref.path) == ("lr=1e-3", plain.ref.path)
 
 
-def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
+def test_of_a_run_the_best_version_is_measured_and_named(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path / "run" / "adapters")
     for version in (1, 2):
         store.publish(version, write_peft, {"base_model": "embedded", "rank": 2})
@@ -128,7 +128,7 @@ def test_an_adapter_that_vllm_would_leave_out_is_refused(tmp_path: Path) -> None
         refuse_misfits([ref], "M", config)
 
 
-def test_layers_that_an_adapter_names_and_does_not_hold_are_said(tmp_path: Path) -> None:
+def test_layers_that_an_adapter_names_but_lacks_are_reported(tmp_path: Path) -> None:
     """The file is incomplete. PEFT warns about it; vLLM silently serves the base model for those layers."""
     write_peft(tmp_path / "whole")
     write_peft(tmp_path / "half", layers=3, target_modules=["q_proj", "query_key_value"])

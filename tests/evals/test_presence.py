@@ -137,7 +137,7 @@ def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatc
     assert "no sign of rank 1 for 0 s" in said[0]
 
 
-def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
+def test_a_silent_process_is_lost(three: list[Presence]) -> None:
     assert three[0].lost() == []
     three[1].close()  # the last thing it sent was a beat
     three[0].leave(failed=False)
@@ -151,7 +151,7 @@ class GoneStore:
     multi_get: Any = set
 
 
-def test_where_one_is_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_one_is_that_never_comes_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rank is alive, and another has waited for it in gloo for half an hour. Ranks that wait as well are not
     named."""
     monkeypatch.setattr(presence, "BEAT_S", 60.0)

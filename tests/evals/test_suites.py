@@ -122,7 +122,7 @@ def test_parts_that_number_their_problems_alike_stay_apart(tmp_path: Path) -> No
         ("aime2025", {"temperature": 0.0}, (1, 0.0, 1.0, 32_768)),
     ],
 )
-def test_the_protocol_is_the_suites_unless_told_otherwise(
+def test_the_protocol_is_the_suites_unless_overridden(
     suite: str, asked: dict[str, float], expected: tuple[float, ...]
 ) -> None:
     chosen = sampling_of(SUITES[suite], **asked)  # type: ignore[arg-type]

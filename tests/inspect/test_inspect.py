@@ -236,7 +236,7 @@ def test_what_is_not_a_product_of_two_factors_is_refused(
     assert (code, message in output) == (2, True)
 
 
-def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: Path) -> None:
+def test_damaged_absent_and_unmatched_are_reported(tmp_path: Path, full_run: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not an adapter, a model or a run"):
         directories(tmp_path)
     (tmp_path / "best").symlink_to("v000001")
@@ -267,7 +267,7 @@ def cut(model: Path) -> Path:
     return model
 
 
-def test_models_that_do_not_compare_are_told_in_a_line(tmp_path: Path) -> None:
+def test_models_that_do_not_compare_are_one_line(tmp_path: Path) -> None:
     base = whole(tmp_path / "base", up=random(6, 4))
     for model, words in (
         (whole(tmp_path / "grown", up=random(8, 4)), "grown and [6, 4] in "),

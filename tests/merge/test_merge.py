@@ -137,7 +137,7 @@ def test_the_current_directory_is_no_output(run: Path, tmp_path: Path, monkeypat
     assert result.stderr == "error: --output: '.' is an existing place, not a new one: name a new directory\n"
 
 
-def test_a_base_that_is_another_model_by_now_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_base_that_is_another_model_by_now_is_one_line(tmp_path: Path) -> None:
     base = Path(shutil.copytree(EMBEDDED_DIR, tmp_path / "base"))
     trained_run(tmp_path / "run", f"model.name={base}")
     settings = json.loads((base / "config.json").read_text())

@@ -76,7 +76,7 @@ def test_a_family_s_sizes_are_those_worked_out_by_hand(family: str, tmp_path: Pa
         ("mamba", ("lora.targets=mlp",), "'mlp' matches no layer of this model; name some of its linear layers: "),
     ],
 )
-def test_what_cannot_be_trained_is_told_with_a_way_out(
+def test_what_cannot_be_trained_is_reported_with_a_way_out(
     kind: str, settings: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
     model = written(tmp_path, {"model_type": kind})

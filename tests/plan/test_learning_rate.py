@@ -61,7 +61,7 @@ def test_full_fine_tuning_takes_the_same_share_of_it(steps: int, ratio: int) -> 
     assert rate(QWEN3_8B, "full", steps, rl=True) == pytest.approx(4e-5 / ratio)
 
 
-def test_a_small_model_is_told_that_no_recipe_is_for_it() -> None:
+def test_a_small_model_gets_no_recipe_and_a_reason() -> None:
     """The explanation also gives the rate of the supervised rule."""
     text = said(EMBEDDED, rl=True)
     assert "hidden size 192 is far below" in text

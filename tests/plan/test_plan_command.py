@@ -71,7 +71,7 @@ def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module
     assert slow.sampling_s == pytest.approx(made.lora.sampling / 8 / 1e12)
 
 
-def test_cards_without_a_group_and_cards_without_room_are_told(meta_model: nn.Module) -> None:
+def test_cards_without_a_group_or_without_room_are_reported(meta_model: nn.Module) -> None:
     made = planned(meta_model, "rollout.memory_fraction=0.45")
     many = on_gpus(made, Devices(count=64, gib=80.0), None)
     assert (many.groups, many.idle, many.time) == (1, 32, None)
@@ -163,7 +163,7 @@ def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> No
         (("model.name=./absent",), "not a model directory"),
     ],
 )
-def test_what_cannot_be_planned_is_said_plainly(arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_planned_is_reported_plainly(arguments: tuple[str, ...], message: str) -> None:
     code, output = plan("--config", "quickstart", *arguments)
     assert (code, message in output) == (2, True), output
 

@@ -67,7 +67,7 @@ def test_version_zero_of_a_continued_adapter_is_no_base_model(run: Path, tmp_pat
     assert not [path for path in files_of(folder) if b"/srv" in (folder / path).read_bytes()]
 
 
-def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
+def test_the_highest_of_several_scores_is_labelled_so(run: Path, tmp_path: Path) -> None:
     words = "It scored highest among the evaluated versions"
     assert words not in table(release(run, tmp_path / "folder"))
     AdapterStore(run / "adapters").point("best", 0)
@@ -165,7 +165,7 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert "the chat template is the adapter's own" in card.text
 
 
-def test_the_code_of_a_card_tells_the_template_what_was_told(run: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_card_has_the_template_arguments(run: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((run / "config.yaml").read_text())
     values["prompt"] |= {"template": "chat", "frame": None, "template_arguments": {"enable_thinking": False}}
     (run / "config.yaml").write_text(yaml.safe_dump(values))
@@ -195,7 +195,7 @@ def test_an_unknown_configuration_is_shipped_and_not_explained(run: Path, tmp_pa
         (Licence(id=None), None, "No licence is stated"),
     ],
 )
-def test_the_licence_is_stated_or_said_to_be_unknown(
+def test_the_licence_is_stated_or_reported_as_unknown(
     run: Path, tmp_path: Path, licence: Licence, metadata: str | None, words: str
 ) -> None:
     adapter = read_trained(run / "adapters/latest", None)

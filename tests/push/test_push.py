@@ -260,7 +260,9 @@ def test_private_means_private(hub: Hub, push: Push) -> None:
         (["--merged-dtype", "float32"], "without --merged"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_sent(hub: Hub, push: Push, arguments: list[str], words: str) -> None:
+def test_what_cannot_be_is_reported_before_anything_is_sent(
+    hub: Hub, push: Push, arguments: list[str], words: str
+) -> None:
     result = push(*arguments)
     assert result.exit_code == 2
     assert words in re.sub(r"\s+", " ", result.output)

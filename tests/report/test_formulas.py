@@ -28,7 +28,7 @@ from rl_engine.report.formulas import ATTRIBUTES, DEEPEST, ELEMENTS, FORMULA, Dr
         (r"unclosed: $x, \[x, \(x, $$x", []),
     ],
 )
-def test_formulas_are_told_from_money_and_unclosed_marks(text: str, found: list[str]) -> None:
+def test_formulas_differ_from_money_and_unclosed_marks(text: str, found: list[str]) -> None:
     assert FORMULA.findall(text) == found
 
 

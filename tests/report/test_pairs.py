@@ -161,7 +161,7 @@ OF_TOKENS = {"sampler/kl_error": 1e-9, "sampler/tokens": 1e6}
 
 
 @pytest.mark.parametrize(("key", "value"), WRONGS.items())
-def test_what_was_wrong_is_said_first(key: str, value: float, tmp_path: Path) -> None:
+def test_what_was_wrong_is_reported_first(key: str, value: float, tmp_path: Path) -> None:
     records = start_run(tmp_path)
     record_step(records, 1, {}, {**TIMES, **OF_TOKENS, **dict.fromkeys(WRONGS, 0.0)})
     assert warnings_of(read_runs([tmp_path], 1)[0]) == []

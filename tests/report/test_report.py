@@ -28,7 +28,7 @@ from tests.helpers.reported import TIMES, embedded_data, sampled
 from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
 
-def test_the_directory_of_a_sweep_is_told_from_a_run_s(tmp_path: Path) -> None:
+def test_the_directory_of_a_sweep_is_not_taken_for_a_runs(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     said = CliRunner().invoke(command.app, [str(tmp_path)]).output
     assert said.endswith(f"there is no {tmp_path}/config.yaml; its cells' runs are {tmp_path}/cells/*/run\n")
@@ -178,7 +178,7 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert "manifest.json is damaged" in CliRunner().invoke(command.app, [str(tmp_path / "run")]).output
 
 
-def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     sampled(tmp_path / "run", [["a"]])
     (tmp_path / "file").touch()
     result = CliRunner().invoke(command.app, [str(tmp_path / "run"), "--output", str(tmp_path / "file" / "x.html")])

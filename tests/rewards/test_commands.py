@@ -74,7 +74,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
         ("They sold 48/2 = <<48/2=24>>24 clips.\n#### 72", 1.0), (r"So $x$ is $\boxed{\frac12}$.", 1.0),
     ],
 )  # fmt: skip
-def test_what_only_its_own_text_equals_is_told(reference: str, understood: float) -> None:
+def test_what_only_its_own_text_equals_is_reported(reference: str, understood: float) -> None:
     assert understands("", reference, "") == understood
 
 
@@ -205,7 +205,7 @@ def test_audit_explains_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [check.app, audit.app])
-def test_a_place_that_takes_no_file_is_told_before_grading(command: Any, tmp_path: Path) -> None:
+def test_a_place_that_takes_no_file_is_reported_before_grading(command: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data = write(tmp_path / "data.jsonl", [{"problem": "1", "answer": "1"}])
     told = RUNNER.invoke(command, [str(data), "--output", str(tmp_path / "file" / "report.jsonl")])

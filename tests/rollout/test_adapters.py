@@ -33,7 +33,7 @@ def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> N
     assert store.open(0).sha256 != ref.sha256
 
 
-def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore) -> None:
+def test_a_run_resolves_to_its_best_version_else_the_newest(store: AdapterStore) -> None:
     """The choice is reported. A version that is named in any way is taken as it is."""
     run = store.root.parent
     nothing = resolve_version(run)

@@ -54,7 +54,7 @@ def planned(directory: Path, values: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(("changed", "words"), DAMAGED, ids=lambda each: str(each)[:40])
-def test_what_describes_no_model_is_told_in_one_line(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_what_describes_no_model_is_one_line(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
     done = planned(tmp_path, {**EMBEDDED, **changed})
     assert done.exit_code == 2, done.output
     _, error = done.stderr.strip().split("\nerror: ")

@@ -206,7 +206,7 @@ def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., P
             check_start(config.model, config.lora, 0)
 
 
-def test_layers_without_an_adapter_are_said_with_a_number(made: Callable[..., Path]) -> None:
+def test_layers_without_an_adapter_are_reported_with_a_number(made: Callable[..., Path]) -> None:
     config = load_config("quickstart.yaml", [*START, f"lora.start_from={made(layers_to_transform=[0, 1])}"])
     with pytest.raises(AdapterError, match=r"does not adapt the layers of lora.targets: it lacks 8 \(such as "):
         check_start(config.model, config.lora, 0)

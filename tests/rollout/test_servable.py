@@ -124,7 +124,7 @@ def test_what_vllm_does_not_serve_is_listed() -> None:
     assert taken == ["gate_proj", "up_proj"]
 
 
-def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
+def test_layers_that_vllm_splits_are_reported_with_the_others() -> None:
     """vLLM would refuse the first adapter, at length, after everything is loaded."""
     paths = [path for path in adaptable(tiny_model("glm4")) if path.endswith(("q_proj", "gate_up_proj", "down_proj"))]
     with pytest.raises(ValueError, match=r"^lora.targets: .* of gate_up_proj in .* others, \[down_proj, q_proj\]$"):
@@ -141,7 +141,7 @@ def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
     check_adaptable(tiny_config("phi3"), ["model.layers.0.mlp.gate_up_proj"], "lora.targets")
 
 
-def test_an_output_embedding_without_adapters_is_told() -> None:
+def test_an_output_embedding_without_adapters_is_reported() -> None:
     """Qwen2, Mistral and Gemma are among them. vLLM would say so at length, after everything is loaded."""
     for kind in ("qwen2", "mistral", "gemma3"):
         with pytest.raises(

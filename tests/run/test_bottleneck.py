@@ -146,7 +146,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_known_case_is_told_in_one_line_with_the_key(case: str) -> None:
+def test_each_known_case_is_one_line_with_the_key(case: str) -> None:
     rule, overrides, one, words = CASES[case]
     found = told(overrides, one, one)
     assert found is not None
@@ -191,7 +191,7 @@ def test_medians_of_the_last_steps_without_the_one_that_warms_up() -> None:
     assert in_one_line([{"step": 0}], {}) == ""
 
 
-def test_on_the_way_it_is_said_when_it_changes_and_not_too_often() -> None:
+def test_a_changed_bottleneck_is_reported_but_not_too_often() -> None:
     watch = Watch(settings_of(load_config("quickstart.yaml")))
     sampling, learning = {"rollout": 75.0, "learn": 20.0}, {"rollout": 30.0, "learn": 65.0}
     said = [step for step in range(1, 16) if watch.see(line(step, **sampling))]

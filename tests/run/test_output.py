@@ -218,7 +218,7 @@ def test_an_overwritten_run_can_be_kept(asked: bool, tmp_path: Path) -> None:
         ("lustre x@tcp:/y rw,flock", ""), ("lustre x@tcp:/y rw,localflock", "localflock"), ("ext4 /dev/sda rw", ""),
     ],
 )  # fmt: skip
-def test_locks_that_other_machines_take_too_are_told(
+def test_locks_that_other_machines_take_too_are_reported(
     mount: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines could train in one directory, each with the lock."""

@@ -57,7 +57,7 @@ def recorded(run: Path, service: str, tracker: Tracker, monkeypatch: pytest.Monk
     records.close()
 
 
-def test_a_tracking_service_is_told_every_step(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracking_service_gets_every_step(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker()
     recorded(tmp_path / "run", service, tracker, monkeypatch)
     assert tracker.calls == [("init", "sums"), ("log", 0), ("log", 1), ("finish", None)]
@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_where_its_service_knows_it(
 
 
 @pytest.mark.parametrize("what", ["init", "log", "finish"])
-def test_a_failing_service_is_told_of_once_and_the_run_goes_on(
+def test_a_failing_service_is_reported_once_and_the_run_goes_on(
     what: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(fails_at=what)

@@ -111,7 +111,7 @@ def test_what_no_number_depends_on_may_change_and_is_noted(override: str, tmp_pa
         "learner.gradient_checkpointing=true",
     ],
 )
-def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: Path) -> None:
+def test_what_rounds_otherwise_may_change_and_is_reported(override: str, tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path), steps=1)
     _, told = check_output(config_in(tmp_path, override), resume=True)
     assert told.startswith(f"{override.partition('=')[0]}: from here on the run equals an uninterrupted one")
@@ -183,7 +183,7 @@ def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path)
     assert check_output(config_in(tmp_path), resume=True) == []
 
 
-def test_a_rate_by_rule_that_a_longer_run_changes_is_told(tmp_path: Path) -> None:
+def test_a_rate_by_rule_that_a_longer_run_changes_is_reported(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path))
     with pytest.raises(ConfigError, match=r"optim\.lr=auto depends on train\.steps"):
         check_output(config_in(tmp_path, "train.steps=50", "optim.lr=0.5"), resume=True)

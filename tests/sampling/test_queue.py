@@ -65,7 +65,7 @@ def prompt_of(name: str, fault: str) -> Prompt:
     return Prompt(problem=Problem(id=name, text=fault, answer=""), text=fault, token_ids=(1,))
 
 
-def test_groups_are_begun_at_once_and_told_as_they_come(tmp_path: Path) -> None:
+def test_groups_are_begun_at_once_and_reported_as_they_come(tmp_path: Path) -> None:
     """Two requests run side by side: the second is complete when the first, which has a slow prompt, is."""
     queue = streaming(tmp_path)
     prompts = [prompt_of("slow", "slow"), *PROMPTS]

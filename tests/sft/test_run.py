@@ -146,7 +146,7 @@ def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp
         ("model.name=/nowhere", ["model.name", "/nowhere"]),
     ],
 )
-def test_what_is_wrong_is_said_by_key(override: str, words: list[str], tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_by_key(override: str, words: list[str], tmp_path: Path) -> None:
     config_of(tmp_path)
     source = ["data.source=jsonl"] if "data.path" in override else []
     arguments = ["--config", str(tmp_path / "base.yaml"), f"output_dir={tmp_path / 'run'}", *source, override]

@@ -82,7 +82,7 @@ def test_an_override_replaces_either_notation_of_the_file(make_sweep: SweepMaker
         ),
     ],
 )
-def test_a_sweep_that_cannot_be_meant_is_refused(values: dict[str, Any], words: list[str]) -> None:
+def test_a_sweep_that_makes_no_sense_is_refused(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         targets_of(sweep_of(**{"grid": {"optim.lr": [1e-3]}, **values}))
     assert all(word in str(caught.value) for word in words), caught.value

@@ -83,7 +83,7 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     ],
     ids=["options", "settings", "missing"],
 )
-def test_what_cannot_be_redrawn_is_told_in_a_line(arguments: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_redrawn_is_one_line(arguments: tuple[str, ...], told: str) -> None:
     answer = CliRunner().invoke(app, ["--redraw", "gone.json", *arguments])
     assert (answer.exit_code, answer.stderr.count("\n")) == (2, 1)
     assert told in answer.stderr

@@ -225,7 +225,7 @@ def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tm
     assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
 
 
-def test_a_supervised_sweep_is_told_that_its_cells_run_alone() -> None:
+def test_a_supervised_sweep_reports_that_its_cells_run_alone() -> None:
     with pytest.raises(ConfigError, match="together is 4, and has no effect: each cell of command sft runs alone"):
         read_config(SweepConfig, "sweep_capacity.yaml", ["together=4"])
 

@@ -285,7 +285,7 @@ def test_each_run_has_the_directory_that_it_has_alone(
         assert {json.loads(line)["adapter"] for line in file} == {"policy-v000001"}
 
 
-def test_what_cannot_be_asked_of_several_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_asked_of_several_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     half = tmp_path / "half.yaml"
     half.write_text(find_config("quickstart.yaml").read_text().replace("dtype: auto", "dtype: bfloat16"))

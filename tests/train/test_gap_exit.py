@@ -27,7 +27,7 @@ from rollout.stopping import StopRequest
         (NonFiniteGradientError, "No checkpoint of this run was saved."),
     ],
 )
-def test_what_stops_a_run_is_told_with_its_step_and_version(
+def test_what_stops_a_run_is_reported_with_its_step_and_version(
     error: type[RuntimeError],
     how_to_continue: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -170,7 +170,7 @@ def test_what_the_shapes_tell_is_refused_alike_without_weights(
     assert message in run
 
 
-def test_few_problems_and_repeated_ones_are_said_with_numbers(
+def test_few_problems_and_repeats_are_reported_with_numbers(
     here: Path, make_config: Callable[..., Config], ranks: Ranks, grader: Grader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"problem": f"{n}+1=?", "answer": n + 1} for n in range(3)] * 4

@@ -197,7 +197,7 @@ def without_room_to_save() -> None:
         ("stop", "error: [Errno 28] No space left on device: 'step000001'\nMake space. No checkpoint of this run was"),
     ],
 )
-def test_the_first_error_is_told_though_saving_fails_too(do: str, said: str, tmp_path: Path) -> None:
+def test_the_first_error_is_reported_though_saving_fails_too(do: str, said: str, tmp_path: Path) -> None:
     """A request to stop is not an error: then the failed save is the only error to report."""
     environment = {"HELD_AT": "0/2/", "HELD_DO": do, "HELD_PLACE": str(tmp_path)}
     settings = (*SETTINGS, "checkpoint.every=100")

@@ -138,9 +138,7 @@ def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies,
         run(replace(options, output=tmp_path / "x.json", max_tokens=300), console, start)
 
 
-def test_what_cannot_be_measured_is_said_before_an_engine_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_measured_is_reported_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(settings: EngineSettings) -> Any:
         raise AssertionError("started")
 
@@ -181,7 +179,7 @@ def test_adapters_of_one_name_and_of_two_kinds_are_refused(tmp_path: Path) -> No
         find_adapters([one, f"full={whole}"], Console(quiet=True))
 
 
-def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
+def test_of_a_run_the_best_version_is_measured_and_named(tmp_path: Path) -> None:
     store, console = AdapterStore(tmp_path / "run" / "adapters"), Console(record=True, width=300)
     for version in (1, 2):
         store.publish(version, lambda directory: None, {"rank": 1})

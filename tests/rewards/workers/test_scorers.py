@@ -112,7 +112,7 @@ def test_a_scorer_has_the_time_and_weight_of_all_grading() -> None:
 
 
 @pytest.mark.usefixtures("warm_graders")
-def test_a_library_that_does_not_load_is_told_by_every_item() -> None:
+def test_a_library_that_does_not_load_is_reported_by_every_item() -> None:
     unknown = Task(name="chain_sums")
     with Grader(workers=1, tasks=[unknown]) as grader:
         (result, plain) = grader.grade(

@@ -62,13 +62,13 @@ def test_a_machine_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
         check_address("10.0.0.9:6379")
 
 
-def test_no_cluster_on_this_machine_is_said_of_auto() -> None:
+def test_no_cluster_on_this_machine_is_reported_for_auto() -> None:
     with pytest.raises(ValueError, match=r"^rollout.address is auto, and no Ray cluster is found [^\n]*`ray start"):
         check_address("auto")
 
 
 @pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "head:x", "head:70000", "ray://head:10001", "local"])
-def test_what_is_no_address_is_told_what_one_is(address: str) -> None:
+def test_what_is_no_address_gets_an_example_of_one(address: str) -> None:
     with pytest.raises(ValueError, match=rf"^rollout.address is {address or 'empty'}: give auto, or the HOST:PORT"):
         check_address(address)
 
@@ -92,7 +92,7 @@ def test_the_first_rank_alone_drives_the_workers(
         check_quickly(config)
 
 
-def test_a_machine_without_ray_is_told_before_torch_loads(
+def test_a_machine_without_ray_is_reported_before_torch_loads(
     make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rl_engine.train.checks.is_installed", lambda _: False)

@@ -85,7 +85,7 @@ SAID = (
 )
 
 
-def test_an_older_driver_is_said_in_one_line_by_every_command(
+def test_every_command_reports_an_older_driver_in_one_line(
     old_driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_what_hides_the_cards_is_named(old_driver: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("answer", ["echo 'NVIDIA-SMI has failed' >&2; exit 9", "echo No devices were found", "exit 0"])
-def test_where_no_card_answers_nothing_is_said(old_driver: Path, answer: str) -> None:
+def test_where_no_card_answers_nothing_is_reported(old_driver: Path, answer: str) -> None:
     old_driver.write_text(f"#!/bin/sh\n{answer}\n")
     assert driver_version() is None
     check_cards()

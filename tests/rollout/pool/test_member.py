@@ -16,7 +16,7 @@ from rollout.pool.member import answer_of
     [("The node died.\nIt had no memory.", "The node died."), ("", "RayError")],
     ids=["advice", "nothing"],
 )
-def test_a_lost_answer_is_told_even_where_ray_says_nothing(
+def test_a_lost_answer_is_reported_even_where_ray_says_nothing(
     said: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(handle: object, timeout: float) -> NoReturn:

@@ -25,7 +25,7 @@ def test_a_store_holds_every_version_and_what_is_under_way() -> None:
     assert store_bytes(Sent(), 8, AMPLE) == SMALLEST_STORE
 
 
-def test_what_fits_is_not_spoken_of() -> None:
+def test_what_fits_is_not_reported() -> None:
     assert lacks(LARGE, 8, AMPLE) is None
     small = Sent(version_bytes=GIB, versions=3)
     assert needed_bytes(small) < LARGEST_ON_DISK
@@ -67,7 +67,7 @@ def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
         (Sent(), replace(AMPLE, files=256), ["256 open files", "need 300", "ulimit -n", "rollout.placement=inprocess"]),
     ],
 )
-def test_what_does_not_fit_is_told_with_the_way_out(sent: Sent, room: Room, words: list[str]) -> None:
+def test_what_does_not_fit_is_reported_with_the_way_out(sent: Sent, room: Room, words: list[str]) -> None:
     why = lacks(sent, 8, room)
     assert why is not None
     assert all(word in why for word in words), why
@@ -82,7 +82,7 @@ def test_a_machine_with_too_small_a_store_is_named() -> None:
     assert f"--object-store-memory={needed_bytes(LARGE)}" in why
 
 
-def test_too_long_a_directory_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_a_directory_is_reported_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/of/a/user/with/a/name")
     why = lacks(Sent(), 1, AMPLE)
     assert why is not None

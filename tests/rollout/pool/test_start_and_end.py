@@ -174,7 +174,7 @@ def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
         ValueError("The object store cannot be so large"),
     ],
 )
-def test_ray_that_does_not_start_or_take_us_is_told_in_a_line(said: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_that_does_not_start_or_take_us_is_one_line(said: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever Ray raises, the message is one line with the key and the way out."""
     from rollout.pool.local_cluster import join_ray, start_ray
 

@@ -139,7 +139,7 @@ def test_a_configuration_loads_them() -> None:
         ({"task": "composite"}, "data.task_settings is {}, which composite refuses"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_line(given: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_had_is_one_line(given: dict[str, Any], told: str) -> None:
     with pytest.raises(TaskError, match=told) as error:
         check_source(source(**{"task": "chain_sum", **given} if given else {}))
     assert "\n" not in str(error.value)

@@ -43,7 +43,7 @@ def test_of_several_chat_templates_the_default_one_is_taken(tokenizer: Any) -> N
         Renderer(tokenizer, config)
 
 
-def test_a_turn_that_ends_no_completion_is_told(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_turn_that_ends_no_completion_is_reported(tokenizer: Any, tmp_path: Path) -> None:
     """Qwen's base models come with the chat template of the chat models, but with a different end token."""
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>\n{% endfor %}"
     renderer, end = Renderer(tokenizer, PromptConfig()), tokenizer.eos_token_id
