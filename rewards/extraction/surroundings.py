@@ -45,8 +45,10 @@ _RETRACTED = re.compile(
     r"\b(?:that|this|the above|it|my answer|which|the (?:above |previous |boxed )?(?:answer|value|result))"
     r"(?:\s+(?:is|was|seems|must be|'s)|'s)\s+(?:clearly\s+|actually\s+|definitely\s+)?"
     r"(?:wrong|incorrect|not (?:right|correct|the answer|valid)|a mistake|mistaken|an error|false)\b"
-    r"|\b(?:that|this|it) (?:(?:can't|cannot|can not) be|(?:doesn't|does not) (?:look|seem)) (?:right|correct)\b"
-    r"|\bi (?:was wrong|(?:have )?made an? (?:mistake|error))\b|\bscratch that\b|\bdisregard (?:that|the|this)\b"
+    r"|\b(?:that|this|it) (?:(?:can't|cannot|can not) be|(?:doesn't|does not) (?:look|seem))"
+    r" (?:right|correct)\b(?!\s+that\b)"
+    r"|\bi (?:was wrong(?!\s+(?:about|at|earlier|before|initially|in|to))|(?:have )?made an? (?:mistake|error))\b"
+    r"|\bscratch that\b|\bdisregard (?:that|the|this)\b"
     r"|\b(?:just|only) (?:a guess|guessing|kidding|a placeholder)\b|\bignore (?:that|this|the) (?:answer|box)\b",
     re.IGNORECASE,
 )
@@ -197,9 +199,9 @@ def _first_statement(text: str) -> str:
     formula = re.match(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text)
     if formula:
         return next(group for group in formula.groups() if group is not None)
-    return re.split(r"\.(?!\d)|[;!?。，；]|</|,\s|\s(?:because|since|as|which|and|so|by|for|\()\b", text, maxsplit=1)[
-        0
-    ].strip(" *")
+    return re.split(
+        r"\.(?!\d)|[;!?。，；]|</|,\s|\s(?:because|since|as|which|and|so|by|for|of course|\()\b", text, maxsplit=1
+    )[0].strip(" *")
 
 
 def choice_between(gap: str) -> bool:
