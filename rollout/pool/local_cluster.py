@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ NOT_JOINED = (
 )
 SILENT_S = 50.0
 """How long Ray may take to answer. If its head is gone, Ray itself ends the process after 60 s, without saving."""
+LOOK_S = 1.0
+"""How often whoever waits looks at least; a longer time counts as this (`Silence`)."""
 LEAVE_S = 20.0
 """How long Ray may take to end its processes here."""
 SILENT = (
@@ -108,6 +111,22 @@ def within(call: Callable[[], T], limit_s: float = SILENT_S) -> T:
         if answer.done():
             raise
         raise PoolError(SILENT.format(limit_s)) from None
+
+
+class Silence:
+    """How long another thread has not been heard of. The time for which this process was itself stopped (Ctrl-Z, a
+    suspended job) does not count: nobody was heard of then."""
+
+    def __init__(self) -> None:
+        self._heard = self._looked = time.monotonic()
+        self._seconds = 0.0
+
+    def seconds(self, heard: float) -> float:
+        """The silence so far. `heard` is when the other was last heard of. Ask at least every `LOOK_S`."""
+        now = time.monotonic()
+        self._seconds = self._seconds + min(now - self._looked, LOOK_S) if heard == self._heard else 0.0
+        self._heard, self._looked = heard, now
+        return self._seconds
 
 
 @contextmanager

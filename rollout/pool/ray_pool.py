@@ -31,6 +31,7 @@ from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import (
     SILENT,
     SILENT_S,
+    Silence,
     faults_of_ray,
     in_background,
     join_ray,
@@ -243,7 +244,7 @@ class RayPool:
         """Wait for a condition, and return whether it held in time. Raises what ended the supervision, or `PoolError`
         if that hangs, perhaps with the lock held."""
         assert self._supervision is not None
-        deadline = time.monotonic() + timeout_s
+        deadline, silence = time.monotonic() + timeout_s, Silence()
         while True:
             if self._changed.acquire(timeout=POLL_S):
                 try:
@@ -254,7 +255,7 @@ class RayPool:
             if self._supervision.done():
                 self._supervision.result()
                 raise PoolError("the pool was closed")
-            if time.monotonic() - self._turned > SILENT_S:
+            if silence.seconds(self._turned) > SILENT_S:
                 raise PoolError(SILENT.format(SILENT_S))
             if time.monotonic() > deadline:
                 return False

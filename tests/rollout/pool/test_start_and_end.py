@@ -105,6 +105,17 @@ def test_a_call_to_ray_has_a_limit_and_keeps_its_errors() -> None:
         within(threading.Event().wait, 0.1)
 
 
+def test_a_process_that_was_stopped_itself_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z for an hour, then fg: the supervision has not turned either."""
+    from rollout.pool.local_cluster import Silence
+
+    heard_at = {0.0: 0.0, 0.5: 0.0, 1.0: 1.0, 1.5: 1.0, 3601.5: 1.0, 3602.0: 1.0, 3602.5: 3602.5}
+    clock = iter(heard_at)
+    monkeypatch.setattr("rollout.pool.local_cluster.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    silence = Silence()
+    assert [silence.seconds(heard) for heard in [*heard_at.values()][1:]] == [0.5, 0.0, 0.5, 1.5, 2.0, 0.0]
+
+
 def test_a_cluster_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of Ray that is stopped would be waited for without end, and once more when the program ends."""
     from rollout.pool import local_cluster
