@@ -27,9 +27,10 @@ TYPER = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.slee
 @pytest.mark.parametrize("arguments", [*((module,) for module in MODULES), ("rl_engine", "check")], ids=" ".join)
 def test_ctrl_c_while_a_command_loads_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text(TYPER)
+    (tmp_path / "here").mkdir()  # a typer.py in the current directory would be refused by its name
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, "-m", *arguments]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: stopped\n")
 
 
