@@ -13,7 +13,7 @@ from functools import lru_cache
 from rewards.equality.compare import equal
 from rewards.equality.mathematics import integer_of
 from rewards.extraction.extract import Extracted, Refused, extract
-from rewards.extraction.surroundings import denied, later_claims
+from rewards.extraction.surroundings import later_claims
 from rewards.reading.numbers import read_number, same_number
 from rewards.reading.numerals import is_integer_of, numeral
 from rewards.reading.parse import Unparsed, parse
@@ -96,10 +96,8 @@ def judge_reference(reference: str) -> Judgement:
 
 
 def _belied(found: Extracted, reference: str) -> bool:
-    """Whether the text after the answer denies it, or states a different one."""
+    """Whether the text after the answer states a different answer."""
     claims = [*later_claims(found.tail), *filter(None, [found.closing])]
-    if any(same_answer(value, reference)[0] is Verdict.CORRECT for value in denied(found.tail)):
-        return True
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from rewards.equality import regions, relations
 from rewards.equality.rule import Equal
-from rewards.equality.values import latex_of, letter_of, same_expressions
-from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Matrix, Node, Words
+from rewards.equality.values import latex_of, same_expressions
+from rewards.reading.shapes import Bracketed, Choice, Combination, Domain, Expression, Items, Matrix, Node, Words
+
+CHOICE_LETTERS = frozenset("ABCDEFGHIJ")
 
 
 def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -53,7 +55,7 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def _is_name(node: Node) -> bool:
-    return isinstance(node, Words) or letter_of(node) is not None
+    return isinstance(node, Words | Choice) or (isinstance(node, Expression) and node.latex in CHOICE_LETTERS)
 
 
 def _distinct(elements: Sequence[Node], equal: Equal) -> list[Node]:

@@ -28,9 +28,9 @@ def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """(C) is C; "C. 42" is C, and 42 if the reference is not a letter; but not "C. 43"."""
     if not isinstance(reference, Choice) and not isinstance(answer, Choice):
         return None
-    one, other = letter_of(reference), letter_of(answer)
+    one, other = _letter(reference), _letter(answer)
     if one is not None and other is not None:
-        return one == other and not _contents_differ(reference, answer, equal)
+        return one == other and not _contents_differ(reference, answer)
     if isinstance(answer, Choice) and answer.content is not None:
         return equal(reference, answer.content)
     if isinstance(reference, Choice) and reference.content is not None:
@@ -38,10 +38,11 @@ def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
     return False
 
 
-def _contents_differ(reference: Node, answer: Node, equal: Equal) -> bool:
-    """Whether both letters come with a number, and these differ. Words may say the same in other words."""
-    ours, theirs = (node.content if isinstance(node, Choice) else None for node in (reference, answer))
-    return isinstance(ours, Exact) and isinstance(theirs, Exact) and not equal(ours, theirs)
+def _contents_differ(reference: Node, answer: Node) -> bool:
+    """Whether both letters come with an integer, and these differ. Other contents may be the same in another form."""
+    contents = [node.content for node in (reference, answer) if isinstance(node, Choice)]
+    values = [each.number.value for each in contents if isinstance(each, Exact) and each.number.value.denominator == 1]
+    return len(values) == 2 and values[0] != values[1]
 
 
 def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -49,13 +50,12 @@ def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None
     for run, several in ((reference, answer), (answer, reference)):
         if isinstance(several, Items) and several.joined_by != "or" and isinstance(run, Expression | Words):
             letters = run.latex if isinstance(run, Expression) else run.text.upper()
-            if _RUN.fullmatch(letters) and [letter_of(element) for element in several.elements] == list(letters):
+            if _RUN.fullmatch(letters) and [_letter(element) for element in several.elements] == list(letters):
                 return True
     return None
 
 
-def letter_of(node: Node) -> str | None:
-    """The letter of a choice, with or without its mark; None for anything else."""
+def _letter(node: Node) -> str | None:
     if isinstance(node, Choice):
         return node.letter
     if isinstance(node, Expression) and len(node.latex) == 1 and node.latex.isalpha():

@@ -45,10 +45,7 @@ _RETRACTED = re.compile(
     r"\b(?:that|this|the above|it|my answer|which|the (?:above |previous |boxed )?(?:answer|value|result))"
     r"(?:\s+(?:is|was|seems|must be|'s)|'s)\s+(?:clearly\s+|actually\s+|definitely\s+)?"
     r"(?:wrong|incorrect|not (?:right|correct|the answer|valid)|a mistake|mistaken|an error|false)\b"
-    r"|\b(?:that|this|it) (?:(?:can't|cannot|can not) be|(?:doesn't|does not) (?:look|seem))"
-    r" (?:right|correct)\b(?!\s+that\b)"
-    r"|\bi (?:was wrong(?!\s+(?:about|at|earlier|before|initially|in|to))|(?:have )?made an? (?:mistake|error))\b"
-    r"|\bscratch that\b|\bdisregard (?:that|the|this)\b"
+    r"|\bi (?:have )?made an? (?:mistake|error)\b|\bscratch that\b|\bdisregard (?:that|the|this)\b"
     r"|\b(?:just|only) (?:a guess|guessing|kidding|a placeholder)\b|\bignore (?:that|this|the) (?:answer|box)\b",
     re.IGNORECASE,
 )
@@ -56,13 +53,9 @@ _CLAIM = re.compile(
     r"(?:\b(?:answer|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)(?:\s+(?:thus|hence|then|therefore))?|\s*[:=])"
     r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
-    r"|<answer>\s*|\b(?:antwort|ergebnis)\s+(?:ist|lautet)|\brespuesta(?:\s+final)?\s+es|\bréponse(?:\s+finale)?\s+est"
-    r"|答案\s*[是为:：]|\bответ\s*[:—-]|correction:|\bi meant|\n####(?=[^\n\d]*\d[^\n]*\s*\Z)"
+    r"|<answer>(?!\s*(?:- |\d+[.)]\s))(?=\s*[^\n<]{1,80}\s*</answer>)\s*|correction:"
+    r"|\n####(?!\s*\d+[.)]\s)(?=[^\n\d]*\d[^\n]*\s*\Z)"
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
-    re.IGNORECASE,
-)
-_DENIED = re.compile(
-    r"\banswer(?:\s+(?:is|was|should|must|can|could)(?:\s+\w+)?\s+not|\s+(?:isn't|can't)|\s+cannot)(?:\s+be)?(?P<value>[^\n]{1,160})",
     re.IGNORECASE,
 )
 _STARTS_A_VALUE = frozenset("0123456789-+.\\([{√π")
@@ -185,11 +178,6 @@ def later_claims(tail: str) -> list[str]:
         if claim[:1] in _STARTS_A_VALUE:
             claims.append(claim)
     return claims[-3:]
-
-
-def denied(tail: str) -> list[str]:
-    """Values that the text after the answer denies: "the answer is not 7"."""
-    return [_first_statement(match.group("value")) for match in _DENIED.finditer(tail[:TAIL])]
 
 
 def _first_statement(text: str) -> str:

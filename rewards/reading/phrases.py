@@ -221,8 +221,8 @@ def placeholder(text: str) -> Unusable | None:
 def phrase(text: str) -> Node | str | None:
     """The meaning of a fixed phrase: a node, or mathematics to be read in its place."""
     folded = fold(text)
-    if _OPENED_TEXT.sub("", text).lstrip("{ ").startswith("-"):
-        folded = f"minus {folded}"  # `fold` drops the sign
+    if re.match(r"-\S", _OPENED_TEXT.sub("", text).lstrip("{ ")):
+        folded = f"minus {folded}"  # `fold` drops the sign; before a space it may mark an item of a list
     found = _FOLDED.get(folded) or _SPELLED.get(folded) or _INTERVALS.get(folded)
     if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _SPELLED.get(folded[below.end() :])):
         return f"-{number}"

@@ -31,8 +31,9 @@ _CURRENCY_HEAD = re.compile(
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 """Only after an amount of money: 3k without a currency is a product."""
-_FACTOR = re.compile(r"(?<![A-Za-z])(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z-])")
-r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin, and x-intercepts are counted."""
+_FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z-])")
+r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
+5 \text{ values of n}, are counted."""
 _SHORT_UNITS = frozenset(
     ["cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"]
 )
@@ -56,7 +57,7 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
     unit = match.group("unit")
-    return match.group("value"), None if _FACTOR.search(unit) else read_unit(unit)
+    return match.group("value"), None if _FACTOR.match(unit) else read_unit(unit)
 
 
 def with_unit(value: Node, unit: str) -> Node:

@@ -33,7 +33,7 @@ from rewards.reading.shapes import (
     Relation,
     Unusable,
 )
-from rewards.reading.units import hedges, in_two_units
+from rewards.reading.units import in_two_units
 from rewards.reading.variables import variable
 from rewards.reading.vectors import components, transposed
 from rewards.spelling import split
@@ -48,12 +48,9 @@ _MATRIX = re.compile(
 )
 _NAMED = re.compile(r"^\s*[a-z]\s*(?:=|\\ne)\s*")
 _LEAD = re.compile(
-    r"(?:\\text\s*\{\s*)?(?P<words>(?:[A-Z]|the |my |final |a(?=nswer))[A-Za-z]{2,}(?: [A-Za-z]+){0,7}?)"
-    r"(?:\s+is|\s*:|(?<=nswer)\s*=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z\s].*)",
-    re.DOTALL,
+    r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
+    re.I | re.DOTALL,
 )
-_LABEL = re.compile(r"[A-Za-z]{2,}\s*\}?\s*[:=]|\bis\b")
-"""Announces another value, so that the words before the first tell whose it is: Ann: 3, Bob: 5."""
 _SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
 _RAYS = {
@@ -137,11 +134,9 @@ class Reader:
         return Combination("setminus", (Domain(found[0]), Items(tuple(left_out), "set")))
 
     def lead(self, text: str) -> Node | None:
-        r"""A value that harmless words announce: \text{Answer: } 5, \text{The probability is } \frac{1}{2}."""
-        match = _LEAD.fullmatch(text) if self.nesting == 0 else None
-        if match is None or hedges(match.group("words")) or _LABEL.search(match.group("rest")):
-            return None
-        return self.part(match.group("rest"))
+        r"""An answer that announces itself: \text{Answer: } 5."""
+        match = _LEAD.fullmatch(text)
+        return self.part(match.group("rest")) if match else None
 
     def system(self, text: str) -> Node | None:
         r"""A system of equations, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & it would be a piecewise function."""
@@ -376,6 +371,7 @@ _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
     Reader.all_but,
+    Reader.lead,
     Reader.system,
     Reader.pieces,
     Reader.in_two_units,
@@ -384,7 +380,6 @@ _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.matrix,
     Reader.vector,
     Reader.choice,
-    Reader.lead,
     Reader.conditioned,
     Reader.residues,
     Reader.items,

@@ -74,8 +74,6 @@ _LAST = frozenset(
 )
 """5 tenths are a half, 5 tens fifty, and 5 (rejected) is no answer. Before another word they tell which are counted:
 5 eighth graders, 5 rejected items."""
-_BEFORE = frozenset(["unclear", "uncertain", "unsure", "negative", "possible", "candidate", "option", "guess"])
-"""Words that announce no answer, or another than the one after them. After a number they may tell what is counted."""
 DECEPTIVE = frozenset(
     [
         "not",
@@ -210,11 +208,6 @@ def read_unit(text: str) -> str | None:
         return None
     kept = [word for word in lowered if word not in _IGNORED]
     return " ".join(kept)
-
-
-def hedges(words: str) -> bool:
-    """Whether words before a value, such as "not" and "at least", make another of it."""
-    return bool((DECEPTIVE | _BEFORE) & set(_words(words)))
 
 
 def _words(text: str) -> list[str]:
