@@ -85,6 +85,7 @@ class RayPool:
     _supervision: Future[None] | None = field(default=None, init=False)
     _turned: float = field(default_factory=time.monotonic, init=False)
     """When the supervision was last heard of: it hangs if Ray does."""
+    _silence: Silence = field(default_factory=Silence, init=False)
     _news: threading.Event = field(default_factory=threading.Event, init=False)
     """Set after each turn of the supervision."""
     _scratch: ScratchDirectory | None = field(default=None, init=False)
@@ -244,7 +245,7 @@ class RayPool:
         """Wait for a condition, and return whether it held in time. Raises what ended the supervision, or `PoolError`
         if that hangs, perhaps with the lock held."""
         assert self._supervision is not None
-        deadline, silence = time.monotonic() + timeout_s, Silence()
+        deadline = time.monotonic() + timeout_s
         while True:
             if self._changed.acquire(timeout=POLL_S):
                 try:
@@ -255,7 +256,7 @@ class RayPool:
             if self._supervision.done():
                 self._supervision.result()
                 raise PoolError("the pool was closed")
-            if silence.seconds(self._turned) > SILENT_S:
+            if self._silence.seconds(self._turned) > SILENT_S:
                 raise PoolError(SILENT.format(SILENT_S))
             if time.monotonic() > deadline:
                 return False

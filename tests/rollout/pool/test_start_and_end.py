@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from rollout.engine import PoolError
-from rollout.work_items import PromptBatch
+from rollout.work_items import PromptBatch, Request
 from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, published, rays_processes, seeds
 from tests.helpers.scripted_engine import BAD_START
 from tests.helpers.waiting import until
@@ -75,6 +75,8 @@ def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
 
 def test_no_call_waits_for_a_ray_that_hangs(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped head leaves calls to it unanswered for ever, and the supervision of the workers with the lock held."""
+    from rollout.pool.local_cluster import Silence
+
     monkeypatch.setattr("rollout.pool.ray_pool.SILENT_S", 0.5)
     monkeypatch.setattr("rollout.pool.ray_pool.CLOSE_S", 0.5)
     pool, answer = make_pool(), threading.Event()
@@ -83,6 +85,9 @@ def test_no_call_waits_for_a_ray_that_hangs(make_pool: PoolMaker, monkeypatch: p
     silent = r"^Ray has not answered for 0 s: its head, or its process on this machine, is stopped, gone, or out of"
     with pytest.raises(PoolError, match=silent):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
+    pool._silence = Silence()
+    with pytest.raises(PoolError, match=silent):  # ranks ask for news every second
+        [pool.collect(Request(SAMPLING, None), 0.1) for _ in range(50)]
     with pytest.raises(PoolError, match=silent):
         pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
     assert (pool.alive, pool.figures()) == (1, {})
