@@ -110,7 +110,7 @@ def test_a_call_to_ray_has_a_limit_and_keeps_its_errors() -> None:
         within(threading.Event().wait, 0.1)
 
 
-def test_a_process_that_was_stopped_itself_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_process_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-Z for an hour, then fg: the supervision has not turned either."""
     from rollout.pool.local_cluster import Silence
 
