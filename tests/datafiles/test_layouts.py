@@ -235,6 +235,8 @@ def test_an_evaluation_reads_test_or_validation(write: Callable[..., Path], tmp_
     [
         ({"input": "1+1"}, False),
         ({"input": ""}, True),
+        *(({"input": word}, True) for word in ("<noinput>", "N/A", "None", " nan ")),
+        ({"input": " 1  +\n1", "instruction": "Add 1 +  1"}, True),
         ({}, True),
         ({"input": "1+1", "instruction": "Add 1+1"}, True),
     ],
