@@ -40,6 +40,8 @@ OTHER_NAMES = {
 CHOICES = ("choices", "options")
 """What columns of choices are called, of which the answer names one."""
 INPUT = "input"
+NO_INPUT = frozenset({"<noinput>", "n/a", "none", "nan"})
+"""What stands in that column, in any case, where an instruction has none."""
 """What Alpaca's files call the column of what an `instruction` is about."""
 UNASKED_INPUT = "its input is in a column that instruction does not repeat: join the two"
 LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
@@ -123,7 +125,13 @@ def unasked_input(row: Row, column: str, asked: str) -> bool:
     """Whether an instruction comes with an input in a column of its own, as in Alpaca's files, that it does not repeat:
     nobody could answer it."""
     given = row.get(INPUT) if column.rpartition(".")[2] == "instruction" else None
-    return isinstance(given, str) and given.strip() not in asked
+    if not isinstance(given, str) or given.strip().lower() in NO_INPUT:
+        return False
+    return _squeezed(given) not in _squeezed(asked)
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str:

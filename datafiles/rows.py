@@ -182,7 +182,7 @@ def _items(found: list[Any]) -> list[Any]:
         return found[0] if len(found) == 1 and isinstance(found[0], list) else found
     if rows := _turned(found[0]):
         return rows
-    by_split = {name: value for name, value in found[0].items() if split_in(name) and _is_rows(value)}
+    by_split = {name: value for name, value in found[0].items() if split_in(name) and _asks(value)}
     if len(by_split) > 1:
         return [{**row, SPLIT: name} for name, rows in by_split.items() for row in rows]
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -215,6 +215,11 @@ def _turned(table: Row) -> list[dict[str, Any]]:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _asks(value: Any) -> bool:
+    """Whether these are rows with a text or a chat. The lists `train` and `test` of an ARC task hold grids."""
+    return _is_rows(value) and any(isinstance(cell, str | dict) or _is_rows(cell) for cell in value[0].values())
 
 
 def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:

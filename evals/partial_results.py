@@ -19,6 +19,8 @@ from evals.scoring.outcomes import Outcome
 from rollout.files.alone import hold, release
 from rollout.files.durable import write_synced
 
+ADDED = frozenset({"asked_sha256"})
+"""Settings that earlier versions did not write: a file without them may be continued."""
 Settings = dict[str, Any]
 Key = tuple[str, str, str]
 """(suite, label of the policy, problem id)"""
@@ -133,7 +135,7 @@ class PartialResults:
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """The differences between two nested settings, one line each."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
+        keys = sorted({*old, *new} - (ADDED - old.keys()))
         return [
             line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         ]

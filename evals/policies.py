@@ -73,12 +73,17 @@ def refuse_unserved(adapter: Path, model_config: Any) -> None:
 
 def named_version(argument: str) -> tuple[str, ResolvedVersion]:
     """`[NAME=]DIR` → the name, if any, and the version. Both may contain equals signs: the directory is the longest
-    ending that exists."""
+    ending that exists.
+
+    Raises `AdapterError` if there is no directory in it: an empty path would be the current one.
+    """
     parts = argument.split("=")
     splits = [("=".join(parts[:place]), "=".join(parts[place:])) for place in range(len(parts))]
     # Not Path.exists, which raises an error for a name that is too long to be one.
-    there = (one for one in splits if os.path.exists(from_home(one[1])))  # noqa: PTH110
+    there = (one for one in splits if one[1] and os.path.exists(from_home(one[1])))  # noqa: PTH110
     name, directory = next(there, splits[:2][-1])
+    if not directory:  # `--adapter mine=$RUN`, with a variable that is unset
+        raise AdapterError(f"--adapter {argument!r} names no directory")
     return name, resolve_version(from_home(directory))
 
 

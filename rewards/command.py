@@ -148,7 +148,8 @@ def settle_rank() -> None:
 
     RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. Without
     LOCAL_RANK each process has a machine to itself, as in a PyTorchJob, unless they meet at an address that only their
-    own machine can reach: then they share its cards.
+    own machine can reach: then they share its cards. A first process that is told localhost cannot know, and takes all
+    cores: give 127.0.0.1 where several share a machine.
     """
     given = os.environ
     if "WORLD_SIZE" not in given:
@@ -156,8 +157,9 @@ def settle_rank() -> None:
             given.pop(name, None)
     elif "RANK" in given and "LOCAL_RANK" not in given:
         if (local_rank := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
-            # A PyTorchJob gives its first process a loopback address too, alone on its machine.
-            together = given.get("MASTER_ADDR") in LOOPBACK and given["RANK"] != "0"
+            # A PyTorchJob tells its first process localhost too, alone on its machine.
+            address = given.get("MASTER_ADDR")
+            together = address in LOOPBACK and (given["RANK"] != "0" or address != "localhost")
             given.setdefault("LOCAL_WORLD_SIZE", given["WORLD_SIZE"] if together else "1")
             local_rank = given["RANK"] if together else "0"
         given["LOCAL_RANK"] = local_rank

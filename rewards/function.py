@@ -1,8 +1,9 @@
 """Import path → a user's reward function, called by its own convention, with its return value checked.
 
 `package.module:name` is a user's function, `trl:name` one of TRL's. A function with a parameter `completions` or
-`completion_ids` is called as TRL calls it, with lists, here of length one; one with `solution_str` as verl calls it,
-and one with `queries` as OpenRLHF does; any other with completion, reference and problem. A function gets only the
+`completion_ids` is called as TRL calls it, with lists, here of length one; one with `completion` with completion,
+reference and problem; one with `solution_str` as verl calls it, and one with `queries` as OpenRLHF does; any other with
+completion, reference and problem. A function gets only the
 arguments that it has parameters for, or all of them if it takes `**kwargs`. The data's other columns are passed by name
 too, unless the name is one of ours. A function that makes the reward function (TRL's `get_…`) is first called with
 `function_arguments`.
@@ -52,6 +53,8 @@ def _convention(parameters: Mapping[str, Any]) -> tuple[Callable[[dict[str, Any]
     """How a function wants its arguments, and how it returns its value, by the names of its parameters."""
     if "completions" in parameters or "completion_ids" in parameters:
         return _lists, _only_value
+    if "completion" in parameters:  # the names below are then columns of the user's data
+        return _item, _itself
     if "solution_str" in parameters:
         return _as_verl, lambda value: _inner(value, "score")
     if "queries" in parameters:

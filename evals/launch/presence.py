@@ -49,7 +49,7 @@ def lost_rank(error: Exception) -> str | None:
 
 
 def _is_lost(message: str) -> str:
-    """The message for a lost rank; `said` is the evidence."""
+    """The message for a lost rank; `message` is the evidence."""
     rank = os.environ.get("RANK", "0")
     if WAITED in message and _here is not None and (there := _here.still_there()):
         return f"rank {rank} waited for another rank, which has not come ({message.rstrip('.')}): {there}"

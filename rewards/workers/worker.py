@@ -146,7 +146,7 @@ class _Judge:
         return "" if request.get("as_answer") else self._failure
 
     def _judged(self, request: wire.Message, extra: wire.Message) -> Judgement:
-        """The judgement by the task's own scorer, which adds its score to `said`, or by our mathematical rules."""
+        """The judgement by the task's own scorer, which adds its score to `extra`, or by our mathematical rules."""
         if entry := request.get("entry"):
             from rewards.workers.scorers import judge_own_answer, judge_task
 

@@ -342,7 +342,7 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
 
 
 def _idle(infos: Mapping[str, FieldInfo], values: _Values, label_of: Callable[[str], str]) -> Iterator[Idle]:
-    """As `idle_keys`, for the keys in `infos`. `said` rewrites the key names in a text as the user knows them."""
+    """As `idle_keys`, for the keys in `infos`. `label_of` rewrites the key names in a text as the user knows them."""
     reported = set()
     for rule in RULES:
         wanted = [key for key in infos if any(f"{key}.".startswith(f"{name}.") for name in rule.keys)]

@@ -6,7 +6,7 @@ does to its logits from the configuration (`rl_engine/policy/logits.py`); this c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,9 +67,10 @@ def _kind(policy: LogprobModel) -> str:
 
 
 def check_with_prompts(
-    policy: LogprobModel, prompts: Sequence[Sequence[int]], batch_of: Callable[[Sequence[int]], MicroBatch], name: str
+    policy: LogprobModel, prompts: Iterable[Sequence[int]], batch_of: Callable[[Sequence[int]], MicroBatch], name: str
 ) -> None:
-    """Run `check_agreement` on the first prompt with at least two tokens, if there is one."""
+    """Run `check_agreement` on the first prompt with at least two tokens, if there is one. Takes no further
+    prompt: a data set as lists of integers has a hundred times the bytes of its text."""
     for prompt in prompts:
         if len(prompt) > 1:
             check_agreement(policy, batch_of(prompt[:PROMPT_TOKENS]), name)

@@ -162,7 +162,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     trainable = METHODS[config.method](config, tokenizer, device)
     check_with_prompts(
         LogprobModel(trainable.causal_lm, 1.0),
-        [one.input_ids.tolist() for one in examples.train],
+        (one.input_ids.tolist() for one in examples.train),
         lambda ids: collate([continued(ids)], pad_id=0, layout="padded").to(device),
         config.model.name,
     )

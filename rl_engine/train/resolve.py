@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
-from rl_engine.run.resumption import began_with
+from rl_engine.run.resumption import CONFIG, began_with, with_revision
 from rl_engine.sampling.sent import check_room
+from rollout.hub import newest_commit
 
 
 def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
@@ -47,19 +49,29 @@ def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
 
 
 def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
-    """The configurations, of runs that share a base model, with its commit on the hub.
+    """The configurations, of runs that share a base model, with its commit on the hub. Runs that begin take the one
+    that resumed runs began with.
 
     Raises `ConfigError` if resumed runs began with different ones.
     """
     found = [pin_revision(config, resume=resume) for config in configs]
-    commits = {config.model.revision: config.output_dir for config in found}
+    if len({config.model.revision for config in found}) == 1:
+        return found
+    resumed = [resume and (Path(config.output_dir) / CONFIG).is_file() for config in found]
+    commits = {
+        config.model.revision or newest_commit(config.model.name): config.output_dir
+        for config in itertools.compress(found, resumed)
+    }
     if len(commits) > 1:
         told = ", ".join(f"{run} with {commit}" for commit, run in commits.items())
         raise ConfigError(
             f"model.name ({found[0].model.name}): the runs began with different commits of it ({told}): resume each "
             "by a command of its own"
         )
-    return found
+    commit = next(iter(commits), found[0].model.revision)
+    return [
+        config if goes_on else with_revision(config, commit) for config, goes_on in zip(found, resumed, strict=True)
+    ]
 
 
 def resolve_learning_rate(config: Config, console: RunConsole) -> Config:

@@ -96,8 +96,9 @@ def write_synced(path: Path, text: str) -> None:
             sync(scratch)
             scratch.replace(path)
             sync(path.parent)
-    finally:
+    except BaseException:
         scratch.unlink(missing_ok=True)  # left on a full disk
+        raise
 
 
 def sync(path: Path) -> None:

@@ -306,6 +306,10 @@ def test_a_rank_of_another_program_silences_no_command(
             {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"},
         ),
         (
+            {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"},
+            {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"},
+        ),
+        (
             {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"},
             {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
         ),
@@ -319,6 +323,7 @@ def test_a_rank_of_another_program_silences_no_command(
         "a-machine-each",
         "address",
         "one-machine",
+        "first-of-one-machine",
         "first",
         "Slurm",
         "torchrun-in-Slurm",

@@ -230,11 +230,22 @@ def test_an_evaluation_reads_test_or_validation(write: Callable[..., Path], tmp_
     assert [one.text for one in load(more, split=HELD_OUT).problems] == ["test"]
 
 
+def test_a_task_with_examples_for_training_is_one_row(tmp_path: Path) -> None:
+    """As of ARC: its lists have the names of splits, and grids in them."""
+    grids = [{"input": [[0, 1]], "output": [[1, 0]]}]
+    row = {"problem": "?", "answer": "1", "train": grids, "test": grids}
+    for name, indent in (("task.json", 1), ("task.jsonl", None)):
+        (tmp_path / name).write_text(json.dumps(row, indent=indent))
+        assert [one.text for one in load(tmp_path / name).problems] == ["?"]
+
+
 @pytest.mark.parametrize(
     ("row", "answerable"),
     [
         ({"input": "1+1"}, False),
         ({"input": ""}, True),
+        *(({"input": word}, True) for word in ("<noinput>", "N/A", "None", " nan ")),
+        ({"input": " 1  +\n1", "instruction": "Add 1 +  1"}, True),
         ({}, True),
         ({"input": "1+1", "instruction": "Add 1+1"}, True),
     ],

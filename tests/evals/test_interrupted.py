@@ -100,6 +100,17 @@ def test_an_evaluation_goes_on_with_the_same_rows_alone(changed: str, tmp_path: 
         measure(options, scripted())
 
 
+def test_an_evaluation_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """It had no digest of what is asked; the digest of the problems still has to be the same."""
+    data = {"sha256": "a"}
+    for now in (data, data | {"asked_sha256": "b"}):
+        with closing(PartialResults(tmp_path / "out.json", {"data": now})) as partial:
+            partial.begin(overwrite=False)
+    for now in ({"sha256": "c", "asked_sha256": "b"}, {"sha256": "a", "asked_sha256": "d"}):
+        with pytest.raises(PartialResultsError, match="sha256 was"):
+            PartialResults(tmp_path / "out.json", {"data": now}).read()
+
+
 def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Path) -> None:
     """The command with `--overwrite` used to start over each time, and without it an interrupted evaluation was
     refused."""

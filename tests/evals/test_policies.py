@@ -160,6 +160,9 @@ def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapte
         policies(f"base={adapter}")
     with pytest.raises(AdapterError, match="no such directory"):
         policies(str(tmp_path / "nothing"))
+    for unset in ("", "mine="):
+        with pytest.raises(AdapterError, match=f"--adapter '{unset}' names no directory"):
+            policies(unset)
     with pytest.raises(AdapterError, match="give it as --model"):
         policies(str(EMBEDDED_DIR))
     shutil.copytree(adapter, tmp_path / "damaged")

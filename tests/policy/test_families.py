@@ -17,7 +17,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
-from rl_engine.policy.agreement import DisagreementError, check_agreement, own_logprobs
+from rl_engine.policy.agreement import DisagreementError, check_agreement, check_with_prompts, own_logprobs
 from rl_engine.policy.base_model import (
     choose_attention,
     load_meta_model,
@@ -224,6 +224,14 @@ def test_only_a_wrappers_language_model_is_adapted(kind: str, tmp_path: Path) ->
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     check_agreement(LogprobModel(model, 1.0), collate([SAMPLE], pad_id=0, layout="padded"), kind)
+
+
+def test_the_check_takes_no_prompt_after_the_one_it_needs() -> None:
+    """The examples of a supervised run are made into lists for it, one at a time."""
+    prompts = iter([[5], [5, 6, 7], [8, 9]])
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    check_with_prompts(LogprobModel(tiny_model("llama"), 1.0), prompts, lambda _: batch, "llama")
+    assert [*prompts] == [[8, 9]]
 
 
 def test_full_wrappers_and_quantized_checkpoints_are_refused(make_config: ConfigMaker, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ import time
 def item(completion, reference, problem): return float(reference in completion) + len(problem)
 def short(completion, reference): return float(reference in completion)
 def column(completion, tests, labels, missing=0): return len(tests) + labels / 3
+def near(completion, queries, solution_str): return len(queries) + len(solution_str) / 4
 def column_lists(completions, tests, labels, **kwargs): return [len(t) + l / 3 for t, l in zip(tests, labels)]
 def open_ended(completion, **others): return len(others)
 def texts(completions, **kwargs): return [len(text) for text in completions]
@@ -182,6 +183,7 @@ def test_what_cannot_be_called_is_refused(path: str, message: str) -> None:
         ("other_columns", 0.5),
         ("column", 3.0),
         ("column_lists", 3.0),
+        ("near", 2.5),
         ("open_ended", 5.0),
         ("item", 6.0),
         ("verl", 2.25),
@@ -189,8 +191,10 @@ def test_what_cannot_be_called_is_refused(path: str, message: str) -> None:
 )
 def test_the_datas_other_columns_are_given_by_name(name: str, value: float) -> None:
     """Our own arguments keep their meaning if a column has the same name."""
-    request = {**REQUEST, "extra": {"tests": [1, 2], "labels": 3, "problem": "another", "data_source": "gsm8k"}}
-    assert load(f"my_rewards:{name}", {})(request) == value
+    extra = {"tests": [1, 2], "labels": 3, "problem": "another", "data_source": "gsm8k"}
+    if name == "near":
+        extra |= {"queries": ["a", "b"], "solution_str": "2+"}
+    assert load(f"my_rewards:{name}", {})({**REQUEST, "extra": extra}) == value
 
 
 def test_other_columns_reach_the_function_in_its_process() -> None:

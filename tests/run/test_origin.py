@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from rl_engine.config import load_config
+from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.origin.starts import STARTS, read_starts, wall_s
@@ -104,13 +104,31 @@ def test_a_resumed_run_keeps_its_commit_on_the_hub(newest: Path, tmp_path: Path)
     assert pin_revision(given, resume=True) is given
     with pytest.raises(ConfigError, match=r"model\.revision was 'aaa' and is 'bbb'"):
         check_output(given, resume=True)
-    other = config.model_copy(update={"output_dir": str(tmp_path / "other")})
-    with pytest.raises(ConfigError, match=r"began with different commits of it .*run with aaa, .*other with bbb"):
-        pinned([config, other], resume=True)
     (run / "config.yaml").write_text(config.to_yaml())  # as an earlier version wrote it
     assert pin_revision(config, resume=True) == config
     here = load_config("quickstart.yaml")
     assert pin_revision(here, resume=False) is here
+
+
+def test_runs_together_have_the_commit_that_any_began_with(newest: Path, tmp_path: Path) -> None:
+    """Some begin, some go on, and of some an earlier version noted no commit: those go on with the newest."""
+    settings = ["model.name=acme/tiny", "log.tensorboard=false"]
+    new, half, old = (
+        load_config("quickstart.yaml", [*settings, f"output_dir={tmp_path / name}"]) for name in ("new", "half", "old")
+    )
+    Records(tmp_path / "half", pin_revision(half, resume=False)).open(-1)
+    Records(tmp_path / "old", old).open(-1)
+
+    def revisions(*configs: Config) -> list[str | None]:
+        return [config.model.revision for config in pinned(configs, resume=True)]
+
+    assert revisions(new, half, old) == ["aaa", "aaa", None]
+    newest.write_text("bbb")
+    assert revisions(new, half) == ["aaa", "aaa"]
+    assert revisions(new, old) == ["bbb", None]
+    assert [config.model.revision for config in pinned([new, half], resume=False)] == ["bbb", "bbb"]
+    with pytest.raises(ConfigError, match=r"began with different commits of it .*half with aaa, .*old with bbb"):
+        pinned([new, half, old], resume=True)
 
 
 def test_a_run_of_an_earlier_version_has_no_notes(tmp_path: Path) -> None:

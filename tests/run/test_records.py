@@ -14,6 +14,7 @@ import pytest
 from rewards import Verdict
 from rl_engine.config import load_config
 from rl_engine.run.records import Records, read_metrics
+from rollout.files.durable import write_synced
 from rollout.types import Segment
 from tests.helpers.builders import completion, graded_group, prompt, result
 
@@ -126,6 +127,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path: Path, monkeyp
         records.open(0)
     assert {path.name for path in tmp_path.iterdir()} == before
     assert [line["step"] for line in read_metrics(tmp_path)] == [0]
+
+
+def test_a_scratch_file_of_another_writer_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next writer begins its own as soon as ours has its name."""
+    other = tmp_path / ".a.json.partial"
+    monkeypatch.setattr("rollout.files.durable.sync", lambda path: path.is_dir() and other.write_text("half"))
+    write_synced(tmp_path / "a.json", "whole")
+    assert other.read_text() == "half"
 
 
 def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:

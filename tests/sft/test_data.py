@@ -16,14 +16,13 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
-from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
+from rl_engine.config.sft import ChatColumnsConfig, SftConfig, SftDataConfig, SftPromptConfig
+from rl_engine.sft.conversations import Conversation, Dropped, streams, turns
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, UnusableConversationError, load_examples
 from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
 from rollout.frames import TULU
 from rollout.models import EMBEDDED_DIR
-from rollout.prompts.arithmetic import SignedSum
 from rollout.prompts.renderer import Renderer
 from rollout.stopping import StopRequest
 from rollout.types import Problem
@@ -391,35 +390,3 @@ def test_unwanted_answers_of_the_hub_are_not_learned(monkeypatch: pytest.MonkeyP
     _, train = streams(SftDataConfig(source="hub", name="trl-lib/kto-mix-14k"), dropped)
     assert [conversation.messages for conversation in train] == [said("1", "2")]
     assert dropped.counts == {UNWANTED_ROW: 1}
-
-
-def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:
-    data = SftDataConfig(source="arithmetic")
-    held, train = (list(itertools.islice(stream, 2000)) for stream in streams(data, Dropped()))
-    answers = [conversation.messages[-1]["content"] for conversation in train]
-    direct = sum(answer.startswith("\\boxed{") for answer in answers) / len(answers)
-    assert direct == pytest.approx(data.arithmetic.direct_share, abs=0.04)
-    assert not {c.question for c in held} & {c.question for c in train}
-    for conversation in (*held, *train):
-        left = conversation.question.removesuffix("=?")
-        terms = [int(term) for term in left.replace("-", "+-").split("+")]
-        assert conversation.messages[-1]["content"] in (
-            SignedSum(tuple(terms)).direct(),
-            SignedSum(tuple(terms)).worked(),
-        )
-        assert conversation.messages[-1]["content"].endswith(f"{{{sum(terms)}}}")
-
-
-def test_random_pairs_hold_what_they_say(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"8 possible keys: at most half"):
-        PairsConfig(count=400, key_length=3, value_length=5, alphabet="01")
-    config = PairsConfig(count=400, key_length=10, value_length=5, alphabet="01")
-    pairs = [tuple(m["content"] for m in c.messages) for c in random_pairs(config, 0)]
-    assert len({key for key, _ in pairs}) == len(pairs) == 400
-    assert {(len(key), len(value)) for key, value in pairs} == {(10, 5)}
-    counts = [sum(value[place] == "1" for _, value in pairs) for place in range(5)]
-    assert all(abs(count - 200) < 5 * math.sqrt(400 / 4) for count in counts)
-    assert information_bits(config) == 400 * 5
-    assert information_bits(PairsConfig(count=10, key_length=3, value_length=4)) == pytest.approx(40 * math.log2(10))
-    found = load_examples(config_of(source="random_pairs", test_size=7), tokenizer)
-    assert [e.input_ids.tolist() for e in found.test] == [e.input_ids.tolist() for e in found.train[:7]]
