@@ -168,7 +168,8 @@ def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: p
         "two": "done",
         "hung": "timeout",
     }
-    assert len(attempts(config, "hung_optim.lr=0.001_seed=0")) == 2
+    # Once with the others, and once alone; in between with one of them, if that began later by more than a look.
+    assert len(attempts(config, "hung_optim.lr=0.001_seed=0")) in (2, 3)
 
 
 def test_a_killed_process_costs_its_cells_nothing(tmp_path: Path) -> None:
