@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from evals.contamination import contamination
-from evals.suites import GENERATOR, Suite, find_suite, generated_by, load_suite
+from evals.suites import Suite
 from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -49,11 +47,12 @@ from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import RolloutStream
 from rl_engine.train.loop import LiveRun
 from rl_engine.train.resolve import resolve_eval_pieces
+from rl_engine.train.suites import load_suites, overlap_notes
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.models import end_tokens, is_wrapper, locate_model, read_tokenizer
-from rollout.prompts.problems import tasks_of, turns_left_out
+from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
 from rollout.servable import (
     check_adaptable,
@@ -91,45 +90,6 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
         stop=stop,
     )
     return training, evaluation
-
-
-def load_suites(
-    config: Config, renderer: Renderer, columns: Sequence[str] = ()
-) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
-    """Load the run's suites, with warnings about rows that could not be used.
-
-    `columns`: the columns that the training data provides to a reward function; they are None where a suite lacks them.
-    """
-    suites, notes = [], []
-    for name in config.eval.suites:
-        suite = find_suite(name)
-        loaded = load_suite(
-            suite,
-            config.eval.data_dir,
-            config.eval.limit,
-            generated_by(config.data),
-            columns=config.data.columns,
-            data_dir_key="eval.data_dir",
-            column_option="data.columns.{role}={name}",
-            with_extra=bool(columns),
-        )
-        problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]
-        suites.append((suite, renderer.render_all(problems)))
-        notes += [
-            f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
-            for reason, count in loaded.dropped.most_common()
-        ]
-        notes += [f"warning: suite {suite.name}: {note}" for note in turns_left_out(problems)]
-    return suites, notes
-
-
-def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
-    """Warnings about training problems that also occur in a suite. Generated suites are disjoint by construction."""
-    texts = {
-        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != GENERATOR
-    }
-    found = contamination([prompt.problem for prompt in data.prompts], texts)
-    return [f"warning: {one.describe()}" for one in found if one]
 
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:

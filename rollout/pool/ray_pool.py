@@ -80,8 +80,8 @@ class RayPool:
     """Missing workers are not replaced before this time."""
     _size: Size = field(init=False)
     _closing: bool = field(default=False, init=False)
-    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
-    """Must be held to read or change any of the above."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    """Must be held to change any of the above."""
     _supervision: Future[None] | None = field(default=None, init=False)
     _turned: float = field(default_factory=time.monotonic, init=False)
     """When the supervision was last heard of: it hangs if Ray does."""
@@ -234,12 +234,12 @@ class RayPool:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock inside the block. Raises `PoolError` if the supervision keeps it, because Ray hangs."""
-        if not self._changed.acquire(timeout=SILENT_S):
+        if not self._lock.acquire(timeout=SILENT_S):
             raise PoolError(SILENT.format(SILENT_S))
         try:
             yield
         finally:
-            self._changed.release()
+            self._lock.release()
 
     def _wait_until(self, true: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
         """Wait for a condition, and return whether it held in time. Raises what ended the supervision, or `PoolError`
@@ -247,12 +247,12 @@ class RayPool:
         assert self._supervision is not None
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._changed.acquire(timeout=POLL_S):
+            if self._lock.acquire(timeout=POLL_S):
                 try:
                     if true():
                         return True
                 finally:
-                    self._changed.release()
+                    self._lock.release()
             if self._supervision.done():
                 self._supervision.result()
                 raise PoolError("the pool was closed")
@@ -268,10 +268,10 @@ class RayPool:
         """Hand out work and handle answers until the pool is closed. Raises `PoolError` when it cannot go on."""
         while not self._closing and threading.main_thread().is_alive():
             self._turned = time.monotonic()
-            with self._changed:
+            with self._lock:
                 calls = {call.handle: (worker, call) for worker in self._workers for call in worker.calls}
-                if not calls:
-                    self._changed.wait(POLL_S)
+            if not calls:
+                time.sleep(POLL_S)
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S) if calls else ([], [])
             if ready:  # fetch all other answers too: a pass over thousands of workers takes ms
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
@@ -279,7 +279,7 @@ class RayPool:
             for handle in ready:
                 answers[handle] = answer_of(handle)
                 self._turned = time.monotonic()
-            with self._changed:
+            with self._lock:
                 for handle, (worker, call) in calls.items():
                     if worker not in self._workers:
                         continue  # lost because of another call, or with its machine

@@ -57,10 +57,10 @@ def test_an_early_end_is_an_exception_with_the_commands_line(source: str, code: 
 
 def test_what_it_prints_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("command.py").write_text(
-        "import time\nprint('one\\nin /tmp/gone.json', flush=True)\nprint('two', end='', flush=True)\n"
+        "import time\nprint('one\\nin /nowhere/gone.json', flush=True)\nprint('two', end='', flush=True)\n"
     )
     shown = ""
-    with running("command", (), show=True, hide="/tmp/gone") as child:
+    with running("command", (), show=True, hide="/nowhere/gone") as child:
         while child.is_at_work(0.05):
             shown += capsys.readouterr().out
             assert "two" not in shown or child.popen.poll() is not None

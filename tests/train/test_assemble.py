@@ -13,8 +13,9 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.output import check_output
 from rl_engine.run.records import Records
 from rl_engine.sampling.data import TrainingData
-from rl_engine.train.assemble import overlap_notes, plan_lines
+from rl_engine.train.assemble import plan_lines
 from rl_engine.train.resolve import resolve_eval_pieces, resolve_pieces
+from rl_engine.train.suites import overlap_notes
 from tests.helpers.builders import prompt
 
 
