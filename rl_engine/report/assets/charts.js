@@ -51,7 +51,8 @@ function linearScale(low, high, count, factors = [1, 2, 2.5, 5, 10]) {
   const digit = factor === 10 ? apart : power;
   const ticks = [];
   const last = Math.floor(high / apart + 1e-9);
-  for (let index = Math.ceil(low / apart - 1e-9); index <= last; index++) ticks.push(index * apart);
+  const first = Math.ceil(low / apart - 1e-9) + 0;  // makes −0 a 0: it would be written with its sign
+  for (let index = first; index <= last; index++) ticks.push(index * apart);
   return {
     low, high, ticks,
     place: value => (value - low) / (high - low),

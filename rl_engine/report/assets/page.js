@@ -177,7 +177,7 @@ function redrawAll() {
   const empty = part => [...part.querySelectorAll('figure')].every(figure => figure.hidden);
   for (const part of document.querySelectorAll('#charts > div, #charts details')) part.hidden = empty(part);
   const still = data.charts.map(chart => [chart, constant(curvesOf(chart))]).filter(([, value]) => value !== undefined)
-    .map(([chart, value]) => `${chart.title} ${Number(value.toPrecision(4))} ${chart.unit}`);
+    .map(([chart, value]) => `${chart.title}, ${Number(value.toPrecision(4))} ${chart.unit}`);
   by('constant').textContent = still.length ? `The same at every step: ${still.join('; ')}.` : '';
 }
 
