@@ -14,6 +14,9 @@ from typing import IO, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
 from evals.launch.limits import thread_settings
 from rewards.command import print_error, to_stderr
@@ -61,6 +64,17 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table of text cells. Where it is too wide for the terminal its headings wrap and its columns move closer,
+    but no cell is cut off, as rich would do."""
+    for column in table.columns:
+        shown = [*str(column.header).split(), *map(str, column.cells)]
+        column.min_width = max(Text.from_markup(text).cell_len for text in ("", *shown))
+    if Measurement.get(console, console.options.update(max_width=10_000), table).minimum > console.width:
+        table.padding = (0, 1)
+    console.print(table, crop=False)
 
 
 def settle_torch() -> None:

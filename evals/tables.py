@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datafiles.markdown import as_markdown
+from evals.command import print_table
 from evals.results import SuiteResult
 from evals.scoring.estimators import Difference
 from evals.scoring.report import EvalReport, PartScore, powers_of_two
@@ -33,10 +34,10 @@ def print_result(result: SuiteResult, console: Console) -> None:
     for grid in grids_of(result):
         table = Table(box=box.SIMPLE_HEAD, title=grid.title or None, title_justify="left", title_style="bold")
         for number, name in enumerate(grid.header):
-            table.add_column(escape(name), justify="right" if number else "left", no_wrap=True)
+            table.add_column(escape(name), justify="right" if number else "left")
         for row in grid.rows:
             table.add_row(*map(escape, row))
-        console.print(table)
+        print_table(table, console)
     for line in lines_of(result):
         console.print(escape(line), soft_wrap=True)
 

@@ -33,6 +33,7 @@ from evals.command import (
     exit_with_error,
     new_console,
     print_loading,
+    print_table,
     quiet_libraries,
     settle_torch,
     start_vllm,
@@ -214,7 +215,7 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         policies = measure(options, adapters, engine, settings.dtype, prompts, tasks, console)
     finally:
         engine.close()
-    console.print(table(policies))
+    print_table(table(policies), console)
     report = {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console, print_loading, settle_torch, stoppable
+from evals.command import exit_with_error, new_console, print_loading, print_table, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
@@ -109,11 +109,12 @@ def show(
     if len(versions) > 1:
         # Evenly spaced, including the last.
         shown = versions[:: len(versions) // -ROWS][::-1]
-        console.print(table("version", zip(titles(shown), (version.spectra for version in shown), strict=True)))
+        rows = zip(titles(shown), (version.spectra for version in shown), strict=True)
+        print_table(table("version", rows), console)
         console.print()
     last = versions[-1]
     each = {spectrum.module: [spectrum] for spectrum in last.spectra} if modules else by_kind(last.spectra)
-    console.print(table(last.path.name, each.items()))
+    print_table(table(last.path.name, each.items()), console)
     if plot is not None:
         draw(versions, plot)
         console.print(f"plot     {plot}")

@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import exit_with_error, print_loading
+from evals.command import exit_with_error, print_loading, print_table
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
@@ -227,7 +227,7 @@ def show(
             **further,
         }
     )
-    console.console.print(table_of(made, on_devices))
+    print_table(table_of(made, on_devices), console.console)
     for each in on_devices:
         for refusal in each.refusals:
             console.note(f"{each.title}: {refusal}")

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, stoppable
+from evals.command import exit_with_error, new_console, print_table, stoppable
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
@@ -170,7 +170,7 @@ def show_sharing(config: SweepConfig, targets: Targets) -> Sharing:
 def show(config: SweepConfig, analysis: Analysis, directory: Path) -> None:
     for rows in (best_rows(config, analysis), score_rows(config, analysis)):
         console.print()
-        console.print(console_table(rows))
+        print_table(console_table(rows), console)
     console.print(f"\n{directory}: {TABLE}, {SUMMARY}, figures", soft_wrap=True)
 
 

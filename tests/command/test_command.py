@@ -16,9 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error, print_loading
+from evals.command import exit_with_error, print_loading, print_table
 from rewards.command import Command, open_closed_streams, print_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
@@ -37,6 +39,19 @@ def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture
         exit_with_error(message, 2)
     assert end.value.exit_code == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_no_figure_of_a_table_is_cut_off() -> None:
+    """On a terminal of 80 columns: headings take several lines, and a longer table has longer lines."""
+    for count in (8, 14):
+        table = Table(*(f"a long heading {number}" for number in range(count)), box=None, padding=(0, 2))
+        figures = [f"0.0{number}386" for number in range(10, 10 + count)]
+        table.add_row(*figures)
+        terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+        print_table(table, terminal)
+        lines = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert [line.split() for line in lines][-1] == figures
+        assert " ".join(lines).count("heading") == count
 
 
 SAVED = "What was saved before stands: --resume continues it."
