@@ -31,6 +31,7 @@ from rl_engine.config.fields import (
     takes_number,
     takes_text_alone,
     types_of,
+    value_at,
 )
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
@@ -247,8 +248,8 @@ def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[s
         raise ConfigError(f"{place}: {override!r}: settings are written plainly, {named}={text}")
     parts = key.split(".")
     for length in range(1, len(parts)):
-        if isinstance(_at(below, parts[:length]), list):
-            whole = ".".join(parts[:length])
+        whole = ".".join(parts[:length])
+        if isinstance(value_at(below, whole), list):
             raise ConfigError(f"{place}: {key}: {whole} is a list: give the whole of it, {whole}=[…]")
     if "[" in key or not all(parts):
         whole = key.partition("[")[0]
@@ -275,12 +276,6 @@ def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
         raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
     plain = isinstance(value, str | list | None) or (isinstance(value, bool) and takes_nothing(annotation))
     return value if plain or info is None or not takes_text_alone(annotation) else text
-
-
-def _at(tree: Any, parts: Sequence[str]) -> Any:
-    for part in parts:
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_engine.config.fields import fields
+from rl_engine.config.fields import fields, value_at
 from rl_engine.config.run import Config
 from rl_engine.config.sft import SftConfig
 
@@ -198,15 +198,6 @@ def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
     if optim.get("schedule", "constant") != "constant":
         return f"with optim.schedule {optim['schedule']} the rate of every step depends on it"
     return ""
-
-
-def value_at(values: Any, key: str, default: Any = None) -> Any:
-    """The value of a dotted key in nested mappings, or `default` if any level is missing."""
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return default
-        values = values[part]
-    return values
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from datafiles.settings import read_settings
 from datafiles.text import read_report
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.config import Config
-from rl_engine.config.fields import fields
+from rl_engine.config.fields import fields, leaves
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
@@ -159,7 +159,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
 
 def _settings(path: Path) -> dict[str, Any]:
     """A run's configuration with dotted keys; keys that are newer than the run have their defaults."""
-    given = _dotted(read_settings(path))
+    given = dict(leaves(read_settings(path)))
     known = dict(fields(SftConfig if "train.batch_size" in given else Config))
     required = [key for key, info in known.items() if info.is_required() and key != "output_dir"]
     for key in required:
@@ -167,13 +167,6 @@ def _settings(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not the configuration of a run: there is no {key}")
     optional = {key: info for key, info in known.items() if not info.is_required()}
     return {key: info.get_default(call_default_factory=True) for key, info in optional.items()} | given
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownAdapter, ...]:

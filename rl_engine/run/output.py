@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl_engine.config import Config
+from rl_engine.config.fields import value_at
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import ResumeRule, value_at
+from rl_engine.config.resuming import ResumeRule
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from datafiles.settings import read_settings
 from rl_engine.config import Config
+from rl_engine.config.fields import value_at
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values, value_at
+from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evals.suites import suite_name
 from rl_engine.config import Config
+from rl_engine.config.fields import leaves
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.sharing import Group, groups_of
@@ -111,15 +112,7 @@ def flattened(tree: Any) -> Any:
     wins."""
     if tree is None:
         return {}  # an arm that changes nothing
-    if not isinstance(tree, dict):
-        return tree  # pydantic reports the error
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= {f"{key}.{sub}": leaf for sub, leaf in flattened(value).items()}
-        else:
-            flat[str(key)] = value
-    return flat
+    return dict(leaves(tree)) if isinstance(tree, dict) else tree  # pydantic reports the error
 
 
 def axes(tree: Any) -> Any:
