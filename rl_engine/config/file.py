@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -61,6 +61,10 @@ class CommandConfig(Section):
 
     def to_yaml(self) -> str:
         return write_yaml(self.model_dump(mode="json"))
+
+    def with_values(self, section: str, **values: Any) -> Self:
+        """A copy with other values in one section: `config.with_values("optim", lr=1e-5)`. They are not validated."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
 
 S = TypeVar("S", bound=CommandConfig)

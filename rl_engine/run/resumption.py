@@ -7,7 +7,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datafiles.settings import read_settings
 from rl_engine.config import Config
@@ -21,7 +21,6 @@ RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
 CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
-C = TypeVar("C", Config, SftConfig)
 WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
 
@@ -29,10 +28,6 @@ def config_hash(config: Config | SftConfig, problems: str) -> str:
     """`<settings>-<problems>`, two digests that cover everything the numbers of a run depend on."""
     settings = json.dumps(fixed_values(config), sort_keys=True)
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:HASH_CHARACTERS]}-{problems[:HASH_CHARACTERS]}"
-
-
-def with_revision(config: C, commit: str | None) -> C:
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
 def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
@@ -44,13 +39,13 @@ def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
     return digest.hexdigest()
 
 
-def check_resumable(made_by: str, config: C, now: str, step: int) -> None:
+def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: int) -> None:
     """Raises `ConfigError` if the checkpoint after `step` was made by a run with another `config_hash` than this
     one.
 
     A run of an earlier version noted no commit of its model, which is pinned here if its config.yaml is gone.
     """
-    unpinned = config_hash(with_revision(config, None), now.partition("-")[2])
+    unpinned = config_hash(config.with_values("model", revision=None), now.partition("-")[2])
     if made_by in (now, unpinned):
         return
     if "-" not in made_by:

@@ -17,8 +17,7 @@ from rl_engine.learner.batching import collate, continued
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.merge.weights import merge, refuse_tied_head
-from rl_engine.plan.card import settle_precision
-from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.plan.card import settle_precision, settle_rate
 from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, model_notes
@@ -63,8 +62,8 @@ def run_sft(
     """
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
-    config = resolve_learning_rate(pin_revision(config, resume=beginning.resume))
     console = RunConsole(quiet=False, steps=0)
+    config = settle_rate(pin_revision(config, resume=beginning.resume), console)
     with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
         for note in check_output(config, resume=beginning.resume):
             console.note(note)
@@ -210,18 +209,6 @@ def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None
     if found is None or any(line["step"] == found.step for line in read_metrics(output)):
         return None
     return found.unrecorded
-
-
-def resolve_learning_rate(config: SftConfig) -> SftConfig:
-    """Replace `auto` in `optim.lr` by a number, and print its derivation. Runs measured in epochs count as long."""
-    if config.optim.lr != "auto":
-        return config
-    steps = config.train.steps or SHORT_RUN_STEPS
-    text = load_model_config(config.model).get_text_config()
-    rule = learning_rate(text.model_type, text.hidden_size, method=config.method, steps=steps, reinforcement=False)
-    optim = config.optim.model_copy(update={"lr": rule.value})
-    RunConsole(quiet=False, steps=0).print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
-    return config.model_copy(update={"optim": optim})
 
 
 def describe(run: SftRun, rows: int) -> dict[str, str]:

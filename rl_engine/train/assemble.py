@@ -236,7 +236,8 @@ def assemble(
         sampler = Sampler(queue, grader, ranks, stop)
         past = PastVersions(learner, config.rollout.max_staleness)
         run = LiveRun(
-            config=saved_at_every_step(config) if shared else config,
+            # In a shared process a run saves after every step: if the process dies, only current steps are lost.
+            config=config.with_values("checkpoint", every=1) if shared else config,
             eval_sampling=prepared.eval_sampling,
             suites=prepared.suites,
             stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
@@ -257,11 +258,6 @@ def assemble(
             run.records.open(run.step if found else -1)
         undone.pop_all()
     return run
-
-
-def saved_at_every_step(config: Config) -> Config:
-    """Make a run in a shared process save after every step, so that if the process dies only current steps are lost."""
-    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
 def hash_of_run(config: Config, data: TrainingData) -> str:

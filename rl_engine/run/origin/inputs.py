@@ -12,7 +12,7 @@ from typing import TypeVar
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.resumption import CONFIG, began_with, with_revision
+from rl_engine.run.resumption import CONFIG, began_with
 from rollout.hub import newest_commit
 from rollout.models import locate_model, weights_in
 
@@ -33,7 +33,7 @@ def pin_revision(config: C, *, resume: bool) -> C:
         commit = began_with(run, "model", "revision")
     else:
         commit = newest_commit(config.model.name)
-    return with_revision(config, commit)
+    return config.with_values("model", revision=commit)
 
 
 def inputs_of(config: Config | SftConfig) -> dict[str, str]:
