@@ -38,7 +38,7 @@ from rollout.config import Section
 from rollout.files.ownership import MARKER, marked_place
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OF_RUN = "config.yaml"
+RUN_CONFIG = "config.yaml"
 """File name of the configuration in a run's directory."""
 # Keys whose text may contain commas without becoming a list.
 FREE_TEXT = frozenset({"sampling.stop"})
@@ -163,7 +163,7 @@ def _run_around(path: Path, stated: str) -> Path | None:
     may have been moved or copied since, or be seen from another working directory. None if the `output_dir` that the
     file states was edited: then that directory is meant."""
     own = path.absolute().parent
-    if path.name != OF_RUN or not (own / MARKER).is_file():
+    if path.name != RUN_CONFIG or not (own / MARKER).is_file():
         return None
     return own if marked_place(own) in (stated, None) else None
 

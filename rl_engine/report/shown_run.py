@@ -13,6 +13,7 @@ from datafiles.text import read_report
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.config import Config
 from rl_engine.config.fields import fields, leaves
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
@@ -128,7 +129,7 @@ class ShownRun:
 
 def check_run(run: Path) -> None:
     """Raises `ValueError` if this is not a run directory."""
-    if not (run / "config.yaml").is_file():
+    if not (run / RUN_CONFIG).is_file():
         of_sweep = f"; its cells' runs are {run / 'cells/*/run'}" if (run / "cells").is_dir() else ""
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}{of_sweep}")
 
@@ -136,8 +137,8 @@ def check_run(run: Path) -> None:
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Read a run directory. Raises `ValueError` when it is not one."""
     check_run(run)
-    text = (run / "config.yaml").read_text(errors="replace", encoding="utf-8")
-    settings = _settings(run / "config.yaml")
+    text = (run / RUN_CONFIG).read_text(errors="replace", encoding="utf-8")
+    settings = _settings(run / RUN_CONFIG)
     lines, broken = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)

@@ -14,10 +14,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from datafiles.text import json_lines
 from rl_engine.config import Config
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.inputs import inputs_of
 from rl_engine.run.origin.starts import STARTS, note_end, note_start
-from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
+from rl_engine.run.resumption import RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_synced
 from rollout.files.ownership import MARKER, marking
@@ -29,7 +30,7 @@ METRICS = "metrics.jsonl"
 MERGED = "merged"
 WRITTEN = (
     MARKER,
-    CONFIG,
+    RUN_CONFIG,
     RESUMED,
     STARTS,
     METRICS,
@@ -93,7 +94,7 @@ class Records:
         if done >= 0:
             note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-        write_synced(self.run / CONFIG, self.config.to_yaml())
+        write_synced(self.run / RUN_CONFIG, self.config.to_yaml())
         # After the configuration, which would otherwise seem edited if the process died between the two.
         write_synced(self.run / MARKER, marking(self.config.output_dir))
         note_start(self.run, done, inputs_of(self.config))

@@ -12,14 +12,13 @@ from typing import Any
 from datafiles.settings import read_settings
 from rl_engine.config import Config
 from rl_engine.config.fields import value_at
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
-CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
 WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
@@ -85,13 +84,13 @@ def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
 
     Raises `ConfigError` if it cannot be read.
     """
-    path = run / CONFIG
+    path = run / RUN_CONFIG
     return changes(read_run_config(path), config) if path.is_file() else []
 
 
 def began_with(run: Path, section: str, key: str) -> Any:
     """The value of `section.key` in a run's own configuration; None if there is no run or no such key."""
-    return value_at(read_run_config(run / CONFIG), f"{section}.{key}") if (run / CONFIG).is_file() else None
+    return value_at(read_run_config(run / RUN_CONFIG), f"{section}.{key}") if (run / RUN_CONFIG).is_file() else None
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: lis
         "changed": {change.key: {"from": change.old, "to": change.new} for change in found},
     }
     end = next((change.old for change in found if change.key == "train.steps"), None)
-    old = read_run_config(run / CONFIG)
+    old = read_run_config(run / RUN_CONFIG)
     if (
         end is not None
         and isinstance(config, Config)

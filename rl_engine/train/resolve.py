@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision, settle_rate
 from rl_engine.plan.company import Place, settle_together
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
-from rl_engine.run.resumption import CONFIG, began_with
+from rl_engine.run.resumption import began_with
 from rl_engine.sampling.sent import check_room
 from rollout.hub import newest_commit
 
@@ -55,7 +55,7 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
     found = [pin_revision(config, resume=resume) for config in configs]
     if len({config.model.revision for config in found}) == 1:
         return found
-    resumed = [resume and (Path(config.output_dir) / CONFIG).is_file() for config in found]
+    resumed = [resume and (Path(config.output_dir) / RUN_CONFIG).is_file() for config in found]
     commits = {
         config.model.revision or newest_commit(config.model.name): config.output_dir
         for config in itertools.compress(found, resumed)
