@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
     return found
 
 
-def restore_rng(tensors: dict[str, Tensor]) -> None:
+def restore_rng(tensors: Mapping[str, Tensor]) -> None:
     """Restore torch's random state. Call it after everything is built, since building draws random numbers too."""
     torch.set_rng_state(tensors[RNG])
 

@@ -29,7 +29,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import check_length, config_hash, problems_digest
+from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
@@ -107,8 +107,8 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
         target = Path(config.output_dir) / "merged"
         with written_aside(target) as scratch:
             rounding = merge(read_trained(ref.path, None), config.model.dtype, scratch)
-        lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
-        paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost:.2%} of the mean update"
+        lost = f"{rounding.error_share:.2%} of the mean update"
+        paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost}"
     run.console.print_rows(paths)
     return 0
 
@@ -169,8 +169,10 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     if saved is None:
         trainable.begin()
     else:
-        restore(config, trainable, optimizer, saved, hashed)
-        check_length(saved[0].planned_steps, config, batches.steps)
+        state, tensors = saved
+        check_resumable(state.config_hash, config, hashed, state.step)
+        restore(trainable, optimizer, tensors, state.step)
+        check_length(state.planned_steps, config, batches.steps)
     found = saved[0] if saved else None
     done = found.step if found else 0
     run = SftRun(
