@@ -16,8 +16,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from datafiles.dropped import Dropped
 from rl_engine.config.sft import ChatColumnsConfig, SftConfig, SftDataConfig, SftPromptConfig
-from rl_engine.sft.conversations import Conversation, Dropped, streams, turns
+from rl_engine.sft.conversations import Conversation, streams, turns
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, UnusableConversationError, load_examples
 from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
