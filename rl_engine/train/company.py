@@ -54,7 +54,8 @@ Given = dict[str, tuple[Prepared, Grader, CellConsole]]
 def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, at_once: int, beginning: Beginning) -> int:
     """Train runs that can share, and return the exit code: 1 if any failed; a single run's own code.
 
-    `at_once` runs are in progress at a time; the configurations were resolved for this number. Errors in any configuration are raised before weights are loaded.
+    `at_once` runs are in progress at a time; the configurations were resolved for this number. Errors in any
+    configuration are raised before weights are loaded.
     """
     board = Board(quiet=not ranks.is_main, names=[cell.name for cell in cells])
     with contextlib.ExitStack() as stack:
