@@ -1,4 +1,4 @@
-"""The state of a run ↔ a checkpoint: complete or absent, and verified by digest before use."""
+"""The state of a run ↔ a checkpoint: complete or absent, verified by digest before use; nothing in it is pickled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.learner.state import load_state, save_state
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of, write_manifest
 from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 
@@ -60,7 +60,7 @@ class Checkpoints:
         if self._is_intact(target):
             return  # a resumed run was stopped before its first step: this is the checkpoint it came from
         with written_aside(target) as scratch:
-            save_state({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
+            save_file({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
             (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
             write_manifest(scratch, {"step": state.step})
         # Later steps exist only if the run resumed from an earlier one, for example past a damaged one: drop them.
@@ -79,7 +79,7 @@ class Checkpoints:
         for path in found:
             if not self._is_intact(path):
                 continue
-            return _read_state(path / STATE), load_state(path / TENSORS)
+            return _read_state(path / STATE), load_file(path / TENSORS)
         if found:
             raise AdapterError(f"every checkpoint in {self.root} is damaged: --overwrite starts over")
         return None

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 MERGED = "merged"
+PLOT = "curves.png"
+REPORT = "report.html"
 WRITTEN = (
     MARKER,
     RUN_CONFIG,
@@ -40,8 +42,8 @@ WRITTEN = (
     "evals",
     MERGED,
     "tensorboard",
-    "curves.png",
-    "report.html",
+    PLOT,
+    REPORT,
 )
 """All names that a run writes into its directory."""
 
@@ -56,6 +58,16 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         if not numbers or not isinstance(values.get("step"), int | float):
             raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}: remove it")
     return [{key: value for key, value in values.items() if value is not None} for values in found]
+
+
+def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:
+    """The first version with the highest score on a suite, among those that still exist; None if none was evaluated.
+
+    Computed from the metrics each time, because a resumed run drops later lines, and their scores must not count.
+    """
+    key = f"eval/{suite}/avg"
+    scored = [line for line in lines if key in line and line["adapter/version"] in there]
+    return int(max(scored, key=lambda line: line[key])["adapter/version"]) if scored else None
 
 
 def rollout_files(run: Path) -> dict[int, Path]:

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from rl_engine.learner.adam import steps_taken
+from rl_engine.learner.state import COUNT, MOMENTS
 from rl_engine.run.checkpoint import restore_rng
 from rl_engine.sft.model import TrainableModel
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-COUNT = "adam_steps"
 
 
 def tensors_of(trainable: TrainableModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
