@@ -85,18 +85,16 @@ def write_samples(
     path: Path, suites: Sequence[PreparedSuite], policies: Sequence[Policy], partial: PartialResults
 ) -> None:
     """Write every sample as JSON Lines, with the field names of rollouts, so that `rewards.audit` can read the file."""
-    write_rows(
-        path, (row for prepared in suites for policy in policies for row in _rows(prepared, policy.label, partial))
-    )
+    write_rows(path, (row for prepared in suites for policy in policies for row in _rows(prepared, policy, partial)))
 
 
-def _rows(prepared: PreparedSuite, policy: str, partial: PartialResults) -> Iterator[dict[str, Any]]:
+def _rows(prepared: PreparedSuite, policy: Policy, partial: PartialResults) -> Iterator[dict[str, Any]]:
     for prompt, outcome in zip(prepared.prompts, outcomes_of(prepared, policy, partial), strict=True):
         problem = outcome.problem
         for index, sample in enumerate(outcome.samples):
             yield {
                 "suite": prepared.suite.name,
-                "adapter": policy,
+                "adapter": policy.label,
                 "problem_id": problem.id,
                 "sample": index,
                 "problem": problem.text,
