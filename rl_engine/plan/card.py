@@ -105,8 +105,7 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
     size = DTYPES[config.model.precision].itemsize
     cards = config.rollout.tensor_parallel_size
     weights = sum(parameter.numel() for parameter in meta_model.parameters()) * size
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
-    sequence = Widths.of(meta_model).sequence_bytes(longest, size)
+    sequence = Widths.of(meta_model).sequence_bytes(config.longest_sequence, size)
     groups = math.ceil(config.train.problems_per_step / ranks)
     rows = min(config.rollout.max_num_seqs, groups * config.sampling.n)
     return tuple((weights + count * sequence) / cards / GIB + ENGINE_GIB for count in (1, rows))  # type: ignore[return-value]

@@ -94,9 +94,8 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
     """Tokens of the longest prompt plus the longest completion."""
-    training = config.data.max_prompt_tokens + config.sampling.max_tokens
     longest = max((len(prompt.token_ids) for _, prompts in suites for prompt in prompts), default=0)
-    return max(training, longest + sampling.max_tokens)
+    return max(config.longest_sequence, longest + sampling.max_tokens)
 
 
 def check_context(config: Config, needed: int) -> None:
@@ -335,7 +334,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens per step, learning rate, the sampler's share of a card; needs every `auto` settled."""
-    completions = config.train.problems_per_step * config.sampling.n
+    completions = config.completions_per_step
     workers, piece = config.rollout.workers, config.training_piece
     handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"
     if workers == "max":
