@@ -51,7 +51,7 @@ def parts_of(config: Config, repeats: int) -> Parts:
             engine=EngineSettings(
                 model=model,
                 dtype=config.model.precision,
-                max_model_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
+                max_model_len=config.longest_sequence,
                 lora_rank=config.lora.rank,
                 kv_cache_gib=config.rollout.kv_cache_gib,
             ),

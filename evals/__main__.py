@@ -23,7 +23,7 @@ from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.partial_results import PartialResults
 from evals.suites import SUITES
-from rewards.command import Command
+from rewards.command import Command, Workers
 from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
@@ -123,7 +123,7 @@ def main(
         Literal["auto", "bfloat16", "float32"],
         typer.Option(help="auto: bfloat16, or float32 for `embedded` on a CPU."),
     ] = "auto",
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    workers: Workers = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, max=600, help="Time limit for one sample, in seconds.")] = 5.0,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: how many GPUs share the model.")] = 1,
     memory_fraction: Annotated[

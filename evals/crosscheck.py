@@ -25,7 +25,7 @@ from rich.table import Table
 from evals.command import exit_with_error
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
-from rewards.command import Command, write_rows
+from rewards.command import Command, Disagreements, Shown, Workers, write_rows
 from rewards.records import BadRecord, read_rows, refuse_existing
 
 FILTER = "flexible-extract"
@@ -88,11 +88,9 @@ def kind_of(ours: GradeResult, theirs: Theirs) -> str:
 def main(
     file: Annotated[Path, typer.Argument(help="Samples from `python -m evals --records`, or rows of the same form.")],
     reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
-    ] = None,
-    show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 2,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    output: Disagreements = None,
+    show: Shown = 2,
+    workers: Workers = 2,
 ) -> None:
     """Compare our verdicts on GSM8K completions with those of lm-evaluation-harness."""
     console = Console(highlight=False)

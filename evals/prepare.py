@@ -82,11 +82,7 @@ def prepare_suite(
         min_p=options.min_p,
         max_tokens=options.max_tokens or longest,
     )
-    remarks = [
-        f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
-        for reason, count in loaded.dropped.items()
-    ]
-    remarks += turns_left_out(loaded.problems)
+    remarks = [*loaded.dropped.lines(" rows"), *turns_left_out(loaded.problems)]
     wanted = suite.size if suite.source != GENERATOR else None  # a small task may have fewer problems
     if wanted is not None and options.limit is None and len(prompts) != wanted:
         remarks.append(f"{len(prompts):,} problems were read, and the suite has {wanted:,}: damaged or different data")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from evals.policies import Policy
 from evals.prepare import PreparedSuite
 from evals.sampling import outcomes_of
 from evals.scoring.estimators import Difference
-from evals.scoring.outcomes import Outcome
 from evals.scoring.report import EvalReport, compare, report_on
 from evals.suites import digest_of
 from rewards import Grader
+from rollout.files.durable import write_rows
 from rollout.types import BASE
 
 FORMAT = 1
@@ -86,34 +85,25 @@ def write_samples(
     path: Path, suites: Sequence[PreparedSuite], policies: Sequence[Policy], partial: PartialResults
 ) -> None:
     """Write every sample as JSON Lines, with the field names of rollouts, so that `rewards.audit` can read the file."""
-    scratch = path.with_name(f".{path.name}.partial")
-    with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        for prepared in suites:
-            for policy in policies:
-                outcomes = outcomes_of(prepared, policy, partial)
-                for prompt, outcome in zip(prepared.prompts, outcomes, strict=True):
-                    for record in _records(prepared, policy.label, prompt.text, outcome):
-                        file.write(json.dumps(record).encode() + b"\n")
-    scratch.replace(path)
+    write_rows(path, (row for prepared in suites for policy in policies for row in _rows(prepared, policy, partial)))
 
 
-def _records(prepared: PreparedSuite, policy: str, prompt: str, outcome: Outcome) -> list[dict[str, Any]]:
-    problem = outcome.problem
-    return [
-        {
-            "suite": prepared.suite.name,
-            "adapter": policy,
-            "problem_id": problem.id,
-            "sample": index,
-            "problem": problem.text,
-            "reference": problem.answer,
-            "prompt": prompt,
-            "completion": sample.text,
-            "extracted": sample.extracted,
-            "verdict": sample.verdict.value,
-            "detail": sample.detail,
-            "completion_tokens": sample.tokens,
-            "finish_reason": sample.finish_reason,
-        }
-        for index, sample in enumerate(outcome.samples)
-    ]
+def _rows(prepared: PreparedSuite, policy: Policy, partial: PartialResults) -> Iterator[dict[str, Any]]:
+    for prompt, outcome in zip(prepared.prompts, outcomes_of(prepared, policy, partial), strict=True):
+        problem = outcome.problem
+        for index, sample in enumerate(outcome.samples):
+            yield {
+                "suite": prepared.suite.name,
+                "adapter": policy.label,
+                "problem_id": problem.id,
+                "sample": index,
+                "problem": problem.text,
+                "reference": problem.answer,
+                "prompt": prompt.text,
+                "completion": sample.text,
+                "extracted": sample.extracted,
+                "verdict": sample.verdict.value,
+                "detail": sample.detail,
+                "completion_tokens": sample.tokens,
+                "finish_reason": sample.finish_reason,
+            }

@@ -84,7 +84,8 @@ def sample(
             for one, count in left.items():  # concurrent batches share the time in proportion to their completions
                 spent_s[one] += (time.monotonic() - start) * count / sum(left.values())
             for one in there:
-                graded.append((going.pop(one), thread.submit(grade_groups, one.groups(), grader, spent_s.pop(one))))
+                batch, groups, limit = going[one], one.groups(), going.pop(one).prepared.sampling.max_tokens
+                graded.append((batch, thread.submit(grade_groups, groups, grader, limit, spent_s.pop(one))))
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
 

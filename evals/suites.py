@@ -190,9 +190,8 @@ def load_suite(
             replace(one, id=f"{Path(path or suite.name).stem}-{one.id}") if one.id in taken else one
             for one in part.problems
         )
-        loaded.dropped.update(part.dropped)
-        loaded.examples.update(part.examples)
-    return Loaded(loaded.problems[:limit], loaded.dropped, loaded.examples)
+        loaded.dropped.add(part.dropped)
+    return Loaded(loaded.problems[:limit], loaded.dropped)
 
 
 def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> None:

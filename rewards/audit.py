@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, print_error, write_rows
+from rewards.command import Command, Disagreements, Shown, Workers, print_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -126,17 +126,15 @@ def disagreements(files: Sequence[Path], config: RewardConfig, progress: Progres
 @app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x --output disagreements.jsonl")
 def main(
     rollouts: Annotated[list[Path], typer.Argument(help="Runs, or files of rollouts (.jsonl or .jsonl.gz).")],
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
-    ] = None,
+    output: Disagreements = None,
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    workers: Workers = 2,
     timeout_s: Annotated[
         float, typer.Option(min=0.1, max=600, help="Time limit for grading one completion, in seconds.")
     ] = 10.0,
-    show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 10,
+    show: Shown = 10,
 ) -> None:
     """List completions on which other judges disagree with the verdict."""
     console = Console()

@@ -24,7 +24,7 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command, print_error, write_rows
+from rewards.command import Command, Workers, print_error, write_rows
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
@@ -139,7 +139,7 @@ def main(
         list[Path] | None, typer.Option(help="Evaluation file to check for overlap; may be repeated.")
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every finding here as JSON Lines.")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    workers: Workers = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, max=600, help="Time limit for one reference, in seconds.")] = 5.0,
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:

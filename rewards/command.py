@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -117,6 +117,12 @@ def limit_reached(error: Exception) -> str | None:
 
 FILE = "FILE"
 """The metavar of an option that takes a file contains this."""
+# Options that several commands have.
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")]
+Disagreements = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
+]
+Shown = Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")]
 STANDARD = ("stdin", "stdout", "stderr")
 
 

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Sent by Ctrl-C, by a scheduler, and when a terminal is closed or a connection lost, respectively."""
@@ -39,11 +38,16 @@ def kill_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Install `handler` for the signals in `STOPS`. Returns the previous handlers. An ignored SIGHUP (`nohup`) stays
-    ignored."""
+@contextlib.contextmanager
+def stops_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals in `STOPS` with `handler` inside the block. An ignored SIGHUP (`nohup`) stays ignored."""
     numbers = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def leave_while_loading() -> None:
@@ -97,16 +101,13 @@ class StopRequest:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals in `STOPS` inside the block."""
-        before = handle_stops(self._handle)
-        try:
-            yield
-        except ImportError:  # some libraries turn a request during their import into this
-            if self.asked:
-                raise Stopped from None
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with stops_handled(self._handle):
+            try:
+                yield
+            except ImportError:  # some libraries turn a request during their import into this
+                if self.asked:
+                    raise Stopped from None
+                raise
 
     def deferred(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block a request is only recorded."""

@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "configs": set(),
 }
 HEAVY = {
-    "vllm": {f"rollout/vllm/{name}.py" for name in ("arguments", "engine", "few_adapters", "own_classes", "ranks")},
+    "vllm": {f"rollout/vllm/{name}.py" for name in ("arguments", "engine", "few_adapters", "patches")},
     "peft": {"rl_engine/policy/lora/adapter.py", "rl_engine/policy/lora/linear.py", "rl_engine/policy/lora/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {

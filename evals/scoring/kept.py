@@ -5,8 +5,6 @@ Two versions or two runs can be compared problem by problem with these files, lo
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 from datafiles.text import json_lines
 from evals.scoring.outcomes import Outcome
 from rewards import Verdict
-from rollout.files.durable import naming
+from rollout.files.durable import write_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +41,9 @@ def kept_path(directory: Path, suite: str, adapter: str) -> Path:
 
 
 def keep_answers(directory: Path, suite: str, adapter: str, outcomes: Sequence[Outcome]) -> None:
-    """Write the file atomically. The same outcomes give the same bytes."""
+    """Write the file. The same outcomes give the same bytes."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = kept_path(directory, suite, adapter)
-    scratch = path.with_name(f".{path.name}.partial")
-    with naming(path):
-        with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-            for outcome in outcomes:
-                file.write(json.dumps(asdict(_answer_of(outcome))).encode() + b"\n")
-        scratch.replace(path)
+    write_rows(kept_path(directory, suite, adapter), (asdict(_answer_of(outcome)) for outcome in outcomes))
 
 
 def kept_answers(path: Path) -> dict[str, KeptAnswer]:

@@ -54,21 +54,29 @@ class Outcome:
         return cls(problem=problem, adapter=record["adapter"], samples=samples, sampling_s=record["sampling_s"])
 
 
-def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: float) -> list[Outcome]:
-    """Grade groups that were sampled together in `sampling_s` seconds."""
+def grade(groups: Sequence[RolloutGroup], grader: Grader, max_tokens: int) -> list[tuple[GradeResult, ...]]:
+    """The verdicts on each group's completions, which were sampled up to `max_tokens` tokens."""
     items = [
         GradeItem(
             completion=completion.text,
             reference=group.prompt.problem.answer,
             tokens=len(completion.token_ids),
+            max_tokens=max_tokens,
             problem=group.prompt.problem.text,
             prompt=group.prompt.text,
+            truncated=completion.finish_reason == "length",
+            extra=group.prompt.problem.extra,
             entry=group.prompt.problem.entry,
         )
         for group in groups
         for completion in group.completions
     ]
-    results = by_group(groups, grader.grade(items))
+    return by_group(groups, grader.grade(items))
+
+
+def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, max_tokens: int, sampling_s: float) -> list[Outcome]:
+    """Grade groups that were sampled together in `sampling_s` seconds."""
+    results = grade(groups, grader, max_tokens)
     return [outcome_of(group, of_it, sampling_s / len(groups)) for group, of_it in zip(groups, results, strict=True)]
 
 

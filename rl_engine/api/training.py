@@ -10,6 +10,7 @@ from typing import Any
 from rl_engine.api.process import running
 from rl_engine.api.run import Run, read_run
 from rl_engine.config import Config
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.run.records import METRICS, read_metrics
 
 POLL_S = 0.2
@@ -51,7 +52,7 @@ def _steps(config: Config, flags: list[str], show: bool) -> Iterator[Row]:
     # A run that starts or resumes writes its metrics to a new file, so an existing file holds an earlier run's metrics.
     earlier = _file_at(run / METRICS)
     with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
-        file = Path(place) / "config.yaml"
+        file = Path(place) / RUN_CONFIG
         file.write_text(config.to_yaml(), encoding="utf-8")
         with running("rl_engine.train", ["--config", str(file), *flags], show=show) as child:
             at_work, size = True, -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -332,12 +333,12 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
     """The keys of a configuration that have no effect, each once, by the first rule that applies. Keys in a source of
     `data.mix` are reported as `data.mix`, because a list is always set as a whole."""
     infos = dict(fields(type(config)))
-    values = _Values({key: _value(config, key) for key in infos})
+    values = _Values({key: attrgetter(key)(config) for key in infos})
     yield from _idle(infos, values, lambda text: text)
     of_source = {f"data.{key}": info for key, info in fields(SourceConfig)}
     for number, source in enumerate(values["data.mix"] or ()):
-        own = _Values(values | {key: _value(source, key.removeprefix("data.")) for key in of_source} | {"data.mix": ()})
-        for one in _idle(of_source, own, lambda text: text.replace("data.", "")):
+        own = {key: attrgetter(key.removeprefix("data."))(source) for key in of_source}
+        for one in _idle(of_source, _Values(values | own | {"data.mix": ()}), lambda text: text.replace("data.", "")):
             yield replace(one, key="data.mix", depends_on=(), line=f"data.mix.{number}: {one.line}")
 
 
@@ -366,10 +367,3 @@ def _idle(infos: Mapping[str, FieldInfo], values: _Values, label_of: Callable[[s
 class _Values(dict[str, Any]):
     def __missing__(self, key: str) -> None:
         return None
-
-
-def _value(config: BaseModel, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

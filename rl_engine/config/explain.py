@@ -8,7 +8,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rl_engine.config.fields import as_yaml, describe, field_at, leaves, names_of, section_at, takes_nothing, types_of
+from rl_engine.config.fields import (
+    as_yaml,
+    describe,
+    field_at,
+    leaves,
+    names_of,
+    section_at,
+    takes_nothing,
+    types_of,
+    value_at,
+)
 from rl_engine.config.hints import key_hint, near, objective
 
 # pydantic's error types for a value that is not a list or mapping, or a list of the wrong length.
@@ -55,7 +65,7 @@ def _explain(schema: type[BaseModel], values: Mapping[str, Any], location: list[
     field = _field_of(schema, location)
     info = field_at(schema, field)
     if info is not None and len(types_of(info.annotation)) > 1:
-        value = _at(values, field)
+        value = value_at(values, field)
         finite = "a finite " if isinstance(value, float) and not math.isfinite(value) else ""
         return f"{field} is {value!r}: it takes {finite}{describe(info)}"
     if info is not None and key == field and problem["type"] in SHAPES:
@@ -102,10 +112,3 @@ def _field_of(schema: type[BaseModel], location: Sequence[str]) -> str:
         if field_at(schema, ".".join(location[:length])) is not None:
             return ".".join(location[:length])
     return ".".join(location)
-
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    value: Any = values
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

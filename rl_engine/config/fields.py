@@ -65,6 +65,15 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def value_at(values: Any, key: str, default: Any = None) -> Any:
+    """The value of a dotted key in nested mappings, or `default` if any level is missing."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return default
+        values = values[part]
+    return values
+
+
 def types_of(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union, without None; otherwise the type itself."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,13 +31,14 @@ from rl_engine.config.fields import (
     takes_number,
     takes_text_alone,
     types_of,
+    value_at,
 )
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
 from rollout.files.ownership import MARKER, marked_place
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OF_RUN = "config.yaml"
+RUN_CONFIG = "config.yaml"
 """File name of the configuration in a run's directory."""
 # Keys whose text may contain commas without becoming a list.
 FREE_TEXT = frozenset({"sampling.stop"})
@@ -60,6 +61,10 @@ class CommandConfig(Section):
 
     def to_yaml(self) -> str:
         return write_yaml(self.model_dump(mode="json"))
+
+    def with_values(self, section: str, **values: Any) -> Self:
+        """A copy with other values in one section: `config.with_values("optim", lr=1e-5)`. They are not validated."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
 
 S = TypeVar("S", bound=CommandConfig)
@@ -158,7 +163,7 @@ def _run_around(path: Path, stated: str) -> Path | None:
     may have been moved or copied since, or be seen from another working directory. None if the `output_dir` that the
     file states was edited: then that directory is meant."""
     own = path.absolute().parent
-    if path.name != OF_RUN or not (own / MARKER).is_file():
+    if path.name != RUN_CONFIG or not (own / MARKER).is_file():
         return None
     return own if marked_place(own) in (stated, None) else None
 
@@ -247,8 +252,8 @@ def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[s
         raise ConfigError(f"{place}: {override!r}: settings are written plainly, {named}={text}")
     parts = key.split(".")
     for length in range(1, len(parts)):
-        if isinstance(_at(below, parts[:length]), list):
-            whole = ".".join(parts[:length])
+        whole = ".".join(parts[:length])
+        if isinstance(value_at(below, whole), list):
             raise ConfigError(f"{place}: {key}: {whole} is a list: give the whole of it, {whole}=[…]")
     if "[" in key or not all(parts):
         whole = key.partition("[")[0]
@@ -275,12 +280,6 @@ def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
         raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
     plain = isinstance(value, str | list | None) or (isinstance(value, bool) and takes_nothing(annotation))
     return value if plain or info is None or not takes_text_alone(annotation) else text
-
-
-def _at(tree: Any, parts: Sequence[str]) -> Any:
-    for part in parts:
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:

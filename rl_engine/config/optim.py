@@ -40,7 +40,7 @@ class OptimConfig(Section):
 
     @property
     def rate(self) -> float:
-        """`lr` as a number: a run resolves auto before anything else (`resolve_learning_rate`)."""
+        """`lr` as a number: a run resolves auto before anything else (`rl_engine/plan/card.py`)."""
         assert self.lr != "auto", "the rate has not been decided"
         return self.lr
 

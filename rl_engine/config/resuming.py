@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_engine.config.fields import fields
+from rl_engine.config.fields import fields, value_at
 from rl_engine.config.run import Config
 from rl_engine.config.sft import SftConfig
 
@@ -28,6 +28,26 @@ class ResumeRule(enum.Enum):
 
 
 Table = Mapping[ResumeRule, tuple[str, ...]]
+# Keys of both kinds of run.
+FIXED = (
+    "seed",
+    "method",
+    "model",
+    "data.source",
+    "data.name",
+    "data.subset",
+    "data.split",
+    "data.revision",
+    "data.task",
+    "data.task_settings",
+    "data.columns",
+    "data.arithmetic",
+    "data.limit",
+    "data.shuffle",
+    "prompt",
+    "lora",
+    "optim",
+)
 # Every key of a configuration is listed under exactly one rule, by its own name or that of its section.
 TRAIN: Table = {
     ResumeRule.FREE: (
@@ -65,25 +85,11 @@ TRAIN: Table = {
     ),
     ResumeRule.LENGTH: ("train.steps",),
     ResumeRule.FIXED: (
-        "seed",
-        "method",
-        "model",
-        "data.source",
-        "data.name",
-        "data.subset",
-        "data.split",
-        "data.revision",
-        "data.task",
-        "data.task_settings",
+        *FIXED,
         "data.mix",
-        "data.columns",
-        "data.arithmetic",
         "data.level",
-        "data.limit",
-        "data.shuffle",
         "data.replay",
         "data.max_prompt_tokens",
-        "prompt",
         "sampling",
         "rewards.answer_forms",
         "rewards.format_weight",
@@ -100,8 +106,6 @@ TRAIN: Table = {
         "rewards.mask_unscored",
         "rollout.max_staleness",
         "rollout.leg_tokens",
-        "lora",
-        "optim",
         "loss",
         "learner.updates_per_step",
         "learner.epochs_per_step",
@@ -114,29 +118,13 @@ SFT: Table = {
     ResumeRule.ROUNDING: ("train.microbatch_size", "train.attention", "train.gradient_checkpointing"),
     ResumeRule.LENGTH: ("train.steps", "train.epochs"),
     ResumeRule.FIXED: (
-        "seed",
-        "method",
-        "model",
-        "data.source",
-        "data.name",
-        "data.subset",
-        "data.split",
-        "data.revision",
-        "data.task",
-        "data.task_settings",
-        "data.columns",
-        "data.arithmetic",
+        *FIXED,
         "data.random_pairs",
         "data.chat_template",
         "data.seed",
-        "data.limit",
         "data.test_size",
-        "data.shuffle",
         "data.max_tokens",
         "data.packing",
-        "prompt",
-        "lora",
-        "optim",
         "train.batch_size",
     ),
 }
@@ -198,15 +186,6 @@ def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
     if optim.get("schedule", "constant") != "constant":
         return f"with optim.schedule {optim['schedule']} the rate of every step depends on it"
     return ""
-
-
-def value_at(values: Any, key: str, default: Any = None) -> Any:
-    """The value of a dotted key in nested mappings, or `default` if any level is missing."""
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return default
-        values = values[part]
-    return values
 
 
 def _plain(value: Any) -> Any:

@@ -183,6 +183,15 @@ class Config(CommandConfig):
     log: LogConfig = LogConfig()
 
     @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest possible prompt and completion of a training step."""
+        return self.data.max_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def completions_per_step(self) -> int:
+        return self.train.problems_per_step * self.sampling.n
+
+    @property
     def training_piece(self) -> int:
         """Prompts of a training step per work item of the pool."""
         given = self.rollout.prompts_per_piece

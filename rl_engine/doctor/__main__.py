@@ -73,9 +73,8 @@ def examine(config: Config, ranks: Ranks) -> bool:
     with loading():
         from rl_engine.doctor.machine import machine_rows
         from rl_engine.doctor.selftest import self_test, small
-        from rl_engine.plan.card import settle_card, settle_precision
+        from rl_engine.plan.card import settle_card, settle_precision, settle_rate
         from rl_engine.run.console import RunConsole
-        from rl_engine.train.resolve import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")
@@ -83,7 +82,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.console.print("[bold]configuration[/bold]")
     check_hub(hub_items_of_config(config.model))
     config = settle_precision(config, ranks.device.type)
-    config = settle_card(resolve_learning_rate(config, console), ranks)
+    config = settle_card(settle_rate(config, console), ranks)
     console.print_rows(settings_rows(config, ranks))
     check_hub(wanted_of_hub(small(config, Path())))
     console.console.print("[bold]self-test[/bold]")

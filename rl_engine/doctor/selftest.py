@@ -176,15 +176,6 @@ def go_on_from_the_checkpoint(run: LiveRun) -> str:
     return f"checkpoint of step {state.step} read and restored; the optimizer steps on it"
 
 
-def context_of_run(config: Config) -> int:
-    """Context length, in tokens, of the full run's sampler, unless a suite needs more: suites are not read here.
-
-    The doctor's sampler is built for the same length. That checks that one such sequence fits and, on a GPU, warms the
-    cache of vLLM, which keeps what it compiles for a length, for the run itself.
-    """
-    return config.data.max_prompt_tokens + config.sampling.max_tokens
-
-
 def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:
     """Run the checks in order, reporting each when it is done, up to the first that fails.
 
@@ -200,7 +191,10 @@ def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> 
         listener.passed(f"{memory.needed(worst):.1f} GiB in {worst}, {room.device_gib:.1f} GiB available")
         listener.begin(DATA)
         with Grader.from_config(chosen.rewards, tasks_of(chosen.data)) as grader:
-            run = assemble(chosen, ranks, grader, resume=False, console=listener, least_context=context_of_run(config))
+            # The full run's own context, except that suites are not read here: such a sequence must fit, and vLLM keeps
+            # what it compiles for a length, so that the run itself finds it.
+            context = config.longest_sequence
+            run = assemble(chosen, ranks, grader, resume=False, console=listener, least_context=context)
             try:
                 train(run)
                 listener.begin(RESUMED)

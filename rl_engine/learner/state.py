@@ -1,16 +1,13 @@
 """Learner ↔ its state for a resumed run: trained parameters, Adam's moments and step count, as plain tensors.
 
-The tensors are unsharded, whatever the ZeRO stage and number of ranks, and are stored as safetensors, so nothing is
-unpickled.
+The tensors are unsharded, whatever the ZeRO stage and number of ranks.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl_engine.learner.learner import Learner
@@ -54,14 +51,6 @@ def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
             for moment in MOMENTS:
                 _set_moment(learner, parameter, moment, state[f"{moment}.{name}"])
     _set_count(learner, count)
-
-
-def save_state(state: dict[str, Tensor], path: Path) -> None:
-    save_file(state, path)
-
-
-def load_state(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
 
 
 def _numel(parameter: Any) -> int:

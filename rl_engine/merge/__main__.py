@@ -93,10 +93,9 @@ def merge_into(trained: TrainedAdapter, output: Path) -> None:
     with written_aside(output) as scratch:
         rounding = merge(trained, dtype, scratch)
         check_free(output)  # again, since merging took minutes
-    lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
     console = new_console()
     console.print(f"{trained.base.name} + {trained.directory} → {output}", soft_wrap=True, markup=False)
-    console.print(f"stored in {dtype}: rounding moves a weight by {lost:.2%} of the mean update")
+    console.print(f"stored in {dtype}: rounding moves a weight by {rounding.error_share:.2%} of the mean update")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class Rounding:
     lost_frac: float
     """Fraction of the updated weights that are stored as if they had no update."""
 
+    @property
+    def error_share(self) -> float:
+        """Mean error over mean update."""
+        return self.error_mean / self.update_mean if self.update_mean else 0.0
+
 
 def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     """Write the merged model, its tokenizer and a record of its run into the directory `target`.

@@ -22,10 +22,9 @@ from rich.table import Table
 from evals.command import exit_with_error, print_loading, print_table
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.plan.sizes import Devices
 from rl_engine.run.records import METRICS
-from rl_engine.run.resumption import CONFIG
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import check_tokenizer, hub_items_of_config
 from rollout.servable import layer_kinds
@@ -128,9 +127,9 @@ def _flag(name: str) -> str:
 
 def refuse_no_run(measured_in: Path | None) -> None:
     """Raise `ConfigError` if `--from` is not the directory of a run, so that no speed can have been measured there."""
-    if measured_in is None or all((measured_in / name).is_file() for name in (METRICS, CONFIG)):
+    if measured_in is None or all((measured_in / name).is_file() for name in (METRICS, RUN_CONFIG)):
         return
-    raise ConfigError(f"--from: {measured_in} is not a run's directory: it needs {METRICS} and {CONFIG}")
+    raise ConfigError(f"--from: {measured_in} is not a run's directory: it needs {METRICS} and {RUN_CONFIG}")
 
 
 def speed_of(

@@ -1,4 +1,4 @@
-"""Configuration and device → its `auto` values resolved: precision, the sampler's share of the GPU, whether it sleeps.
+"""Configuration and device → its `auto` values resolved: precision, learning rate, the sampler's share of the GPU.
 
 A command resolves them once, at its start, so that what runs is what is printed and saved.
 """
@@ -16,9 +16,11 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.learning_rate import Rate, rate_of_run
 from rl_engine.plan.memory import PHASES, Memory, learner_parts
 from rl_engine.plan.sizes import Widths
-from rl_engine.policy.base_model import DTYPES, load_meta_model
+from rl_engine.policy.base_model import DTYPES, load_meta_model, load_model_config
+from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import GIB, available
 from rl_engine.run.resumption import began_with
 from rollout.config import WHOLE_CARD
@@ -41,7 +43,7 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
     begun = began_with(Path(config.output_dir), "model", "dtype") if resume else None
     if config.model.dtype == "auto":
         dtype = begun if begun in DTYPES else precision_of("auto", device_type)
-        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+        config = config.with_values("model", dtype=dtype)
     # Supervised training has no sampler.
     adapter = config.method == "lora" and config.module == Config.module
     try:
@@ -52,6 +54,15 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
             raise ConfigError(f"{str(error).partition(': ')[0]}, and {way_out}") from error
         raise ConfigError(f"{error}; or use method=full, which serves no adapter") from error
     return config
+
+
+def settle_rate(config: C, console: RunConsole) -> C:
+    """The configuration with `auto` in `optim.lr` resolved by rule; prints the number and its derivation."""
+    if config.optim.lr != "auto":
+        return config
+    rule: Rate = rate_of_run(config, load_model_config(config.model))
+    console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.with_values("optim", lr=rule.value)
 
 
 def settle_share(
@@ -74,8 +85,7 @@ def settle_share(
     share, sleep = rollout.memory_fraction, rollout.sleep
     if rollout.placement == "ray":
         # Workers have their own GPUs and never sleep.
-        share = WHOLE_CARD if share == "auto" else share
-        return config.model_copy(update={"rollout": rollout.model_copy(update={"memory_fraction": share})})
+        return config.with_values("rollout", memory_fraction=WHOLE_CARD if share == "auto" else share)
     learner = Memory(parts=tuple(learner_parts(config, meta_model, ranks, gpu_gib)))
     usable = (gpu_gib if free_gib is None else min(gpu_gib, free_gib)) - MARGIN * gpu_gib
     beside = usable - max(learner.needed(phase) for phase in PHASES)
@@ -87,7 +97,7 @@ def settle_share(
         # If there is less than the sampler's minimum, the memory check reports it and says what would help.
         decided = max(min(WHOLE_CARD, (alone if sleep else beside) / gpu_gib), min(1.0, least / gpu_gib))
         share = math.floor(decided * 100) / 100 or 0.01
-    return config.model_copy(update={"rollout": rollout.model_copy(update={"memory_fraction": share, "sleep": sleep})})
+    return config.with_values("rollout", memory_fraction=share, sleep=sleep)
 
 
 def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[float, float]:
@@ -95,8 +105,7 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
     size = DTYPES[config.model.precision].itemsize
     cards = config.rollout.tensor_parallel_size
     weights = sum(parameter.numel() for parameter in meta_model.parameters()) * size
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
-    sequence = Widths.of(meta_model).sequence_bytes(longest, size)
+    sequence = Widths.of(meta_model).sequence_bytes(config.longest_sequence, size)
     groups = math.ceil(config.train.problems_per_step / ranks)
     rows = min(config.rollout.max_num_seqs, groups * config.sampling.n)
     return tuple((weights + count * sequence) / cards / GIB + ENGINE_GIB for count in (1, rows))  # type: ignore[return-value]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -78,11 +77,12 @@ class Place:
         """
         if not self.on_gpu:
             return [*configs]
-        settled = [self.settle(_with_rollout(config, sleep=False) if at_once > 1 else config) for config in configs]
+        awake = [config.with_values("rollout", sleep=False) for config in configs] if at_once > 1 else configs
+        settled = [self.settle(config) for config in awake]
         if any(config.rollout.sleep is True for config in settled):
-            settled = [self.settle(_with_rollout(config, sleep=True)) for config in configs]
+            settled = [self.settle(config.with_values("rollout", sleep=True)) for config in configs]
         share = min(config.rollout.card_share for config in settled)
-        return [_with_rollout(config, memory_fraction=share) for config in settled]
+        return [config.with_values("rollout", memory_fraction=share) for config in settled]
 
     def has_room(self, configs: Sequence[Config], at_once: int) -> bool:
         """Whether `at_once` of the settled runs fit."""
@@ -91,10 +91,6 @@ class Place:
         except ConfigError:
             return False
         return True
-
-
-def _with_rollout(config: Config, **values: Any) -> Config:
-    return config.model_copy(update={"rollout": config.rollout.model_copy(update=values)})
 
 
 def settle_together(configs: Sequence[Config], place: Place, wanted: int | None) -> tuple[list[Config], int]:

@@ -16,7 +16,7 @@ from rl_engine.plan.capacity import (
     reinforcement_bits,
 )
 from rl_engine.plan.flops import StepFlops, step_flops
-from rl_engine.plan.learning_rate import Rate, chosen_rate, rate_of_run
+from rl_engine.plan.learning_rate import Rate, rate_of_run
 from rl_engine.plan.sizes import Workload
 from rl_engine.plan.warnings import PlannedRun, warnings_of
 from rl_engine.policy.lora.targets import layers_below_rank
@@ -77,7 +77,7 @@ def forecast(
     groups = parameters_by_group(config, meta_model)
     capacity = capacity_of(meta_model, config.lora, config.method, reinforcement_bits(work))
     rule = None if config.method == "lora" and config.lora.is_tiny else rate_of_run(config, meta_model.config)
-    rate = config.optim.rate if rule is None else chosen_rate(config.optim.lr, rule)
+    rate = rule.value if rule is not None and config.optim.lr == "auto" else config.optim.rate
     return Forecast(
         config=config,
         meta_model=meta_model,

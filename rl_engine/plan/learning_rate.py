@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_engine.config import Config, Method
+from rl_engine.config.sft import SftConfig
 
 ALPHA = 32.0
 """LoRA Without Regret: with the factor α/r on B·A, one α and one rate serve every rank."""
@@ -124,20 +125,16 @@ def _unknown(model_type: str) -> str:
     return f"nothing was fitted to the family {model_type!r} (known: {known}), so its hidden size is left out"
 
 
-def rate_of_run(config: Config, model_config: Any) -> Rate:
-    """The learning rate for a configured run of reinforcement learning.
+def rate_of_run(config: Config | SftConfig, model_config: Any) -> Rate:
+    """The learning rate for a configured run.
 
     Args:
-        config: The run's configuration.
+        config: The run's configuration. A supervised run that is measured in epochs counts as long.
         model_config: The model's configuration, as transformers' `AutoConfig` reads it.
     """
-    text_config = model_config.get_text_config()
+    text, method = model_config.get_text_config(), config.method
+    if isinstance(config, SftConfig):
+        steps = config.train.steps or SHORT_RUN_STEPS
+        return learning_rate(text.model_type, text.hidden_size, method=method, steps=steps, reinforcement=False)
     updates = config.train.steps * config.learner.updates
-    return learning_rate(
-        text_config.model_type, text_config.hidden_size, method=config.method, steps=updates, reinforcement=True
-    )
-
-
-def chosen_rate(lr: float | str, rule: Rate) -> float:
-    """`optim.lr` as a number; `auto` takes the rule's value."""
-    return rule.value if isinstance(lr, str) else lr
+    return learning_rate(text.model_type, text.hidden_size, method=method, steps=updates, reinforcement=True)

@@ -155,10 +155,9 @@ def expert_sum_bytes(config: Config, meta_model: nn.Module, size: int) -> int:
 
 def microbatch_tokens(config: Config) -> tuple[int, int]:
     """(padded tokens of the largest possible micro-batch, longest possible sample)."""
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
-    rows = config.train.problems_per_step * config.sampling.n
+    longest = config.longest_sequence
     # A sample over the budget gets a micro-batch of its own.
-    return max(longest, min(config.learner.tokens_per_microbatch, rows * longest)), longest
+    return max(longest, min(config.learner.tokens_per_microbatch, config.completions_per_step * longest)), longest
 
 
 def estimate(config: Config, meta_model: nn.Module, ranks: int, *, gpu_gib: float | None = None) -> Memory:
@@ -258,7 +257,7 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     copies = TRAINED_LOGITS if trains_head(meta_model, config.lora, config.method) else FROZEN_LOGITS
     rows = min(
         rows_at_once(widths.vocabulary, device_type),
-        config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens,
+        config.completions_per_step * config.sampling.max_tokens,
     )
     chunk = rows * widths.vocabulary * FP32 * copies
     keys = tuple(key for key in ACTIVATIONS if not (checkpointing and key == "learner.gradient_checkpointing"))

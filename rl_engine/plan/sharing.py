@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -62,7 +62,7 @@ def why_not_together(first: Config, second: Config) -> str | None:
     if locate_model(first.model.name) != locate_model(second.model.name):
         return f"model.name is {second.model.name}, and {first.model.name} there"
     for key in SHARED:
-        ours, theirs = _value(second, key), _value(first, key)
+        ours, theirs = map(attrgetter(key), (second, first))
         if ours != theirs:
             return f"{key} is {ours}, and {theirs} there"
     return None
@@ -113,8 +113,3 @@ def named(configs: Sequence[Config]) -> list[NamedConfig]:
 def _common(parts: Sequence[tuple[str, ...]]) -> int:
     """The length of the common prefix."""
     return next((i for i, same in enumerate(zip(*parts, strict=False)) if len({*same}) > 1), min(map(len, parts)))
-
-
-def _value(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)

@@ -93,7 +93,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
     def mean(name: str) -> float:
         return fmean(line[name] for line in steps)
 
-    tokens = ran.train.problems_per_step * ran.sampling.n * mean("completion/tokens_mean")
+    tokens = ran.completions_per_step * mean("completion/tokens_mean")
     return Throughput(
         sampling=tokens / mean("time/rollout_s") / devices,
         learning=tokens / mean("time/learn_s") / devices,

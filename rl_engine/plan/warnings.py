@@ -52,7 +52,7 @@ class PlannedRun:
 
 def batch_large_for_lora(run: PlannedRun) -> str | None:
     config = run.config
-    episodes = config.train.problems_per_step * config.sampling.n // config.learner.updates_per_step
+    episodes = config.completions_per_step // config.learner.updates_per_step
     if not run.is_lora or episodes <= RL_COMPLETIONS:
         return None
     return (
@@ -162,8 +162,7 @@ def ratio_without_bounds(run: PlannedRun) -> str | None:
 
 def longer_than_the_context(run: PlannedRun) -> str | None:
     data, sampling = run.config.data, run.config.sampling
-    needed = data.max_prompt_tokens + sampling.max_tokens
-    if needed <= run.context:
+    if run.config.longest_sequence <= run.context:
         return None
     return (
         f"a prompt of {data.max_prompt_tokens:,} and a completion of {sampling.max_tokens:,} tokens are longer than "

@@ -238,7 +238,7 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
             )
         return PACKED_SHARED
     if device_type == "cpu":
-        short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
+        short = config.longest_sequence <= LONGEST_SHARED
         return NAME if plain and short else "padded"
     own = choose_attention(config, "packed", model_config, device_type) == VARLEN
     return "packed" if own else "padded"

@@ -27,6 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from rl_engine.push.model_card import Licence
 from rl_engine.push.release import files_of
+from rl_engine.run.records import PLOT
 from rl_engine.run.trained import BaseModel
 from rollout.adapters import CHAT_TEMPLATE, sha256_of
 
@@ -38,7 +39,7 @@ LOOKUP_S = 10.0
 """Timeout for looking up the base model's licence."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 # Paths in a repository that belong to a release and are deleted if the next release lacks them.
-OURS = ("run/", "merged/", "curves.png", CHAT_TEMPLATE)
+OURS = ("run/", "merged/", PLOT, CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

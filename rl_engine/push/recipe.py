@@ -146,7 +146,7 @@ def _steps(config: Config, step: int | None) -> str:
     each = "one update each" if updates == 1 else f"{updates} updates each"
     if step is None:
         return f"of {config.train.steps:,}, {each}"
-    completions = step * config.train.problems_per_step * config.sampling.n
+    completions = step * config.completions_per_step
     return f"{step:,} of {config.train.steps:,}, {each}; {completions:,} completions"
 
 

@@ -19,13 +19,13 @@ from typing import Any
 from datafiles.settings import write_yaml
 from evals.asking.trained_with import chat_template_of
 from rl_engine.config import Config
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.push.model_card import Release, card_text
 from rl_engine.report.completions import NO_COMPLETIONS
-from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.output import refuse_inside
-from rl_engine.run.records import METRICS
-from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
+from rl_engine.run.records import METRICS, PLOT, REPORT
+from rl_engine.run.trained import TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
 from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable
@@ -33,7 +33,6 @@ from rollout.files.ownership import place_aside
 from rollout.models import from_home
 
 CARD = "README.md"
-PLOT = "curves.png"
 # Sections whose strings a model reads or writes; they are kept even if they look like paths.
 SENT_TO_THE_MODEL = ("prompt", "sampling")
 

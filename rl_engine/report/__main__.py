@@ -21,11 +21,11 @@ from rich.markup import escape
 
 from evals.command import exit_with_error, stoppable
 from rewards.command import Command
-from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
+from rl_engine.report.page import PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun, check_run
 from rl_engine.report.warnings import left_out
 from rl_engine.run.origin.starts import STARTS
-from rl_engine.run.records import METRICS
+from rl_engine.run.records import METRICS, REPORT
 from rollout.files.durable import check_writable
 from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
@@ -58,7 +58,7 @@ def main(
     every: Annotated[float, typer.Option(min=1, help="Seconds between updates with --watch.")] = EVERY_S,
 ) -> None:
     """Write a self-contained HTML report of one or several runs, finished or in progress."""
-    target = output or runs[0] / NAME
+    target = output or runs[0] / REPORT
     console = Console(highlight=False, soft_wrap=True)
     try:
         with stoppable():

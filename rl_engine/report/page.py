@@ -25,7 +25,6 @@ from rl_engine.report.tables import changes_of, conditions_of, differences_of, o
 from rl_engine.report.warnings import warnings_of
 from rollout.files.durable import naming
 
-NAME = "report.html"
 PROBLEMS = 4
 """Problems shown per step by default."""
 COMPLETIONS_BYTES = 10_000_000

@@ -25,11 +25,10 @@ from rl_engine.drawing.style import (
     paper_style,
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import PLOT, read_metrics
 from rollout.files.durable import naming
 from rollout.files.ownership import figure_metadata
 
-NAME = "curves.png"
 Lines = Sequence[Mapping[str, float]]
 
 
@@ -44,7 +43,7 @@ def plot_run(run: Path) -> Path:
             for axes, chart in zip(panels, (REWARD, accuracy, COT_LENGTH), strict=True)
         }
         legends_under(figure, {axes: some for axes, some in signs.items() if len(some) > 1})
-        path = run / NAME
+        path = run / PLOT
         with naming(path):
             figure.savefig(path)
     return path

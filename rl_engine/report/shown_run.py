@@ -12,7 +12,8 @@ from datafiles.settings import read_settings
 from datafiles.text import read_report
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.config import Config
-from rl_engine.config.fields import fields
+from rl_engine.config.fields import fields, leaves
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
@@ -128,7 +129,7 @@ class ShownRun:
 
 def check_run(run: Path) -> None:
     """Raises `ValueError` if this is not a run directory."""
-    if not (run / "config.yaml").is_file():
+    if not (run / RUN_CONFIG).is_file():
         of_sweep = f"; its cells' runs are {run / 'cells/*/run'}" if (run / "cells").is_dir() else ""
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}{of_sweep}")
 
@@ -136,8 +137,8 @@ def check_run(run: Path) -> None:
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Read a run directory. Raises `ValueError` when it is not one."""
     check_run(run)
-    text = (run / "config.yaml").read_text(errors="replace", encoding="utf-8")
-    settings = _settings(run / "config.yaml")
+    text = (run / RUN_CONFIG).read_text(errors="replace", encoding="utf-8")
+    settings = _settings(run / RUN_CONFIG)
     lines, broken = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
@@ -159,7 +160,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
 
 def _settings(path: Path) -> dict[str, Any]:
     """A run's configuration with dotted keys; keys that are newer than the run have their defaults."""
-    given = _dotted(read_settings(path))
+    given = dict(leaves(read_settings(path)))
     known = dict(fields(SftConfig if "train.batch_size" in given else Config))
     required = [key for key, info in known.items() if info.is_required() and key != "output_dir"]
     for key in required:
@@ -167,13 +168,6 @@ def _settings(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not the configuration of a run: there is no {key}")
     optional = {key: info for key, info in known.items() if not info.is_required()}
     return {key: info.get_default(call_default_factory=True) for key, info in optional.items()} | given
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownAdapter, ...]:

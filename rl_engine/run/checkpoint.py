@@ -1,19 +1,20 @@
-"""The state of a run ↔ a checkpoint: complete or absent, and verified by digest before use."""
+"""The state of a run ↔ a checkpoint: complete or absent, verified by digest before use; nothing in it is pickled."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.learner.state import load_state, save_state
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of, write_manifest
 from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 
@@ -59,7 +60,7 @@ class Checkpoints:
         if self._is_intact(target):
             return  # a resumed run was stopped before its first step: this is the checkpoint it came from
         with written_aside(target) as scratch:
-            save_state({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
+            save_file({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
             (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
             write_manifest(scratch, {"step": state.step})
         # Later steps exist only if the run resumed from an earlier one, for example past a damaged one: drop them.
@@ -78,7 +79,7 @@ class Checkpoints:
         for path in found:
             if not self._is_intact(path):
                 continue
-            return _read_state(path / STATE), load_state(path / TENSORS)
+            return _read_state(path / STATE), load_file(path / TENSORS)
         if found:
             raise AdapterError(f"every checkpoint in {self.root} is damaged: --overwrite starts over")
         return None
@@ -126,7 +127,7 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
     return found
 
 
-def restore_rng(tensors: dict[str, Tensor]) -> None:
+def restore_rng(tensors: Mapping[str, Tensor]) -> None:
     """Restore torch's random state. Call it after everything is built, since building draws random numbers too."""
     torch.set_rng_state(tensors[RNG])
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import ResumeRule, value_at
+from rl_engine.config.fields import value_at
+from rl_engine.config.file import RUN_CONFIG, ConfigError
+from rl_engine.config.resuming import ResumeRule
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock
@@ -19,7 +20,6 @@ from rl_engine.run.origin.inputs import changed_inputs
 from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import METRICS, WRITTEN, read_metrics
 from rl_engine.run.resumption import (
-    CONFIG,
     changes_since,
     notes_on,
     read_run_config,
@@ -154,7 +154,7 @@ def _is_kept(run: Path, asked: bool) -> bool:
     """Whether a replaced run is kept even after the first step of the new one. Not only when asked: `config.yaml` may
     name another directory because the user has edited it, expecting the new run there and the old one to stay."""
     try:
-        stated = value_at(read_run_config(run / CONFIG), "output_dir")
+        stated = value_at(read_run_config(run / RUN_CONFIG), "output_dir")
     except (ConfigError, OSError):
         return asked
     return asked or (stated is not None and Path(str(stated)).resolve() != run.resolve())
@@ -329,7 +329,8 @@ def _occupied(run: Path) -> ConfigError:
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     """Raises `ConfigError` for a resumption without checkpoints, which would start over, if the run was past its first
     checkpoint, and so lost more than a step, or is to be extended, and so would repeat all steps."""
-    done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG) if (run / CONFIG).is_file() else {}
+    done = steps_on_record(read_metrics(run))
+    old = read_run_config(run / RUN_CONFIG) if (run / RUN_CONFIG).is_file() else {}
     every, ended = value_at(old, "checkpoint.every"), done > 0 and value_at(old, "train.steps") in (done, None)
     every = CHECKPOINT_EVERY.get(value_at(old, "method"), 1) if every is None else every
     if (longer and ended) or (every and done > every):

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from datafiles.text import json_lines
 from rl_engine.config import Config
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.inputs import inputs_of
 from rl_engine.run.origin.starts import STARTS, note_end, note_start
-from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
+from rl_engine.run.resumption import RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
-from rollout.files.durable import naming, write_synced
+from rollout.files.durable import naming, write_rows, write_synced
 from rollout.files.ownership import MARKER, marking
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 MERGED = "merged"
+PLOT = "curves.png"
+REPORT = "report.html"
 WRITTEN = (
     MARKER,
-    CONFIG,
+    RUN_CONFIG,
     RESUMED,
     STARTS,
     METRICS,
@@ -40,8 +42,8 @@ WRITTEN = (
     "evals",
     MERGED,
     "tensorboard",
-    "curves.png",
-    "report.html",
+    PLOT,
+    REPORT,
 )
 """All names that a run writes into its directory."""
 
@@ -58,6 +60,16 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in values.items() if value is not None} for values in found]
 
 
+def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:
+    """The first version with the highest score on a suite, among those that still exist; None if none was evaluated.
+
+    Computed from the metrics each time, because a resumed run drops later lines, and their scores must not count.
+    """
+    key = f"eval/{suite}/avg"
+    scored = [line for line in lines if key in line and line["adapter/version"] in there]
+    return int(max(scored, key=lambda line: line[key])["adapter/version"]) if scored else None
+
+
 def rollout_files(run: Path) -> dict[int, Path]:
     """Step → the file with its completions, in order of steps."""
     found = ((re.match(r"step([0-9]+)\.jsonl", path.name), path) for path in (run / "rollouts").glob("step*.jsonl*"))
@@ -65,8 +77,8 @@ def rollout_files(run: Path) -> dict[int, Path]:
 
 
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
-    """The completions in a step's file. Raises a one-line `ValueError` if it is damaged or still being written; it is
-    complete once the step's line is in metrics.jsonl."""
+    """The completions in a step's file. Raises a one-line `ValueError` if it is damaged, or, in a run of an earlier
+    version, still being written; it is complete once the step's line is in metrics.jsonl."""
     if path.stat().st_size == 0:  # gzip reads it as no lines
         raise ValueError(f"{path} cannot be read (it is empty)")
     return [*json_lines(path)]
@@ -93,7 +105,7 @@ class Records:
         if done >= 0:
             note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-        write_synced(self.run / CONFIG, self.config.to_yaml())
+        write_synced(self.run / RUN_CONFIG, self.config.to_yaml())
         # After the configuration, which would otherwise seem edited if the process died between the two.
         write_synced(self.run / MARKER, marking(self.config.output_dir))
         note_start(self.run, done, inputs_of(self.config))
@@ -107,7 +119,9 @@ class Records:
         path = self.run / METRICS
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-            _sync(file)
+            # Checkpoints are synced, and must not be ahead of the records that precede them.
+            file.flush()
+            os.fsync(file.fileno())
         if line["step"] > 0:
             self.on_first_step()
         for sink in self._sinks:
@@ -115,46 +129,10 @@ class Records:
 
     def rollouts(self, step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> None:
         """Write all completions of a step, compressed, one JSON object per line."""
-        path = self.run / "rollouts" / f"step{step:06d}.jsonl.gz"
-        path.parent.mkdir(exist_ok=True)
-        with naming(path), path.open("wb") as raw:
-            self._write_rollouts(raw, step, graded, advantages)
-            _sync(raw)
-
-    def _write_rollouts(
-        self, raw: IO[bytes], step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]
-    ) -> None:
-        # No time stamp in the header, so that the same completions give the same bytes.
-        with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-            for group, row in zip(graded, advantages, strict=True):
-                prompt = group.rollout.prompt
-                for index, (completion, result) in enumerate(
-                    zip(group.rollout.completions, group.results, strict=True)
-                ):
-                    record = {
-                        "step": step,
-                        "problem_id": prompt.problem.id,
-                        "sample": index,
-                        "problem": prompt.problem.text,
-                        "reference": prompt.problem.answer,
-                        "prompt": prompt.text,
-                        "completion": completion.text,
-                        "extracted": result.extracted,
-                        "verdict": result.verdict.value,
-                        "reward": result.reward,
-                        "advantage": row[index],
-                        "adapter": completion.adapter,
-                        "legs": [[segment.adapter, segment.tokens] for segment in completion.segments],
-                        "prompt_tokens": len(prompt.token_ids),
-                        "completion_tokens": len(completion.token_ids),
-                        # The tokens sampled and trained on: encoding the text again may give others.
-                        "prompt_ids": prompt.token_ids,
-                        "completion_ids": completion.token_ids,
-                        "finish_reason": completion.finish_reason,
-                        # Why it gives no learning signal, if it does not.
-                        **({} if result.scored else {"scored": False, "detail": result.detail}),
-                    }
-                    file.write(json.dumps(record).encode() + b"\n")
+        directory = self.run / "rollouts"
+        directory.mkdir(exist_ok=True)
+        rows = (row for group, of_it in zip(graded, advantages, strict=True) for row in _rows(step, group, of_it))
+        write_rows(directory / f"step{step:06d}.jsonl.gz", rows)
 
     def close(self) -> None:
         # Every line has been written already. If the disk is too full for a sink's final output, the error that ended
@@ -166,7 +144,29 @@ class Records:
             note_end(self.run)
 
 
-def _sync(file: IO[Any]) -> None:
-    """Flush to disk: checkpoints are synced and must not be ahead of the records that precede them."""
-    file.flush()
-    os.fsync(file.fileno())
+def _rows(step: int, group: GradedGroup, advantages: Sequence[float]) -> Iterator[dict[str, Any]]:
+    prompt, completions = group.rollout.prompt, group.rollout.completions
+    for index, (completion, result) in enumerate(zip(completions, group.results, strict=True)):
+        yield {
+            "step": step,
+            "problem_id": prompt.problem.id,
+            "sample": index,
+            "problem": prompt.problem.text,
+            "reference": prompt.problem.answer,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "extracted": result.extracted,
+            "verdict": result.verdict.value,
+            "reward": result.reward,
+            "advantage": advantages[index],
+            "adapter": completion.adapter,
+            "legs": [[segment.adapter, segment.tokens] for segment in completion.segments],
+            "prompt_tokens": len(prompt.token_ids),
+            "completion_tokens": len(completion.token_ids),
+            # The tokens sampled and trained on: encoding the text again may give others.
+            "prompt_ids": prompt.token_ids,
+            "completion_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            # Why it gives no learning signal, if it does not.
+            **({} if result.scored else {"scored": False, "detail": result.detail}),
+        }

@@ -7,20 +7,19 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datafiles.settings import read_settings
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values, value_at
+from rl_engine.config.fields import value_at
+from rl_engine.config.file import RUN_CONFIG, ConfigError
+from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
-CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
-C = TypeVar("C", Config, SftConfig)
 WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
 
@@ -28,10 +27,6 @@ def config_hash(config: Config | SftConfig, problems: str) -> str:
     """`<settings>-<problems>`, two digests that cover everything the numbers of a run depend on."""
     settings = json.dumps(fixed_values(config), sort_keys=True)
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:HASH_CHARACTERS]}-{problems[:HASH_CHARACTERS]}"
-
-
-def with_revision(config: C, commit: str | None) -> C:
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
 def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
@@ -43,13 +38,13 @@ def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
     return digest.hexdigest()
 
 
-def check_resumable(made_by: str, config: C, now: str, step: int) -> None:
+def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: int) -> None:
     """Raises `ConfigError` if the checkpoint after `step` was made by a run with another `config_hash` than this
     one.
 
     A run of an earlier version noted no commit of its model, which is pinned here if its config.yaml is gone.
     """
-    unpinned = config_hash(with_revision(config, None), now.partition("-")[2])
+    unpinned = config_hash(config.with_values("model", revision=None), now.partition("-")[2])
     if made_by in (now, unpinned):
         return
     if "-" not in made_by:
@@ -89,13 +84,13 @@ def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
 
     Raises `ConfigError` if it cannot be read.
     """
-    path = run / CONFIG
+    path = run / RUN_CONFIG
     return changes(read_run_config(path), config) if path.is_file() else []
 
 
 def began_with(run: Path, section: str, key: str) -> Any:
     """The value of `section.key` in a run's own configuration; None if there is no run or no such key."""
-    return value_at(read_run_config(run / CONFIG), f"{section}.{key}") if (run / CONFIG).is_file() else None
+    return value_at(read_run_config(run / RUN_CONFIG), f"{section}.{key}") if (run / RUN_CONFIG).is_file() else None
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -150,7 +145,7 @@ def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: lis
         "changed": {change.key: {"from": change.old, "to": change.new} for change in found},
     }
     end = next((change.old for change in found if change.key == "train.steps"), None)
-    old = read_run_config(run / CONFIG)
+    old = read_run_config(run / RUN_CONFIG)
     if (
         end is not None
         and isinstance(config, Config)

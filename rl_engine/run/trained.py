@@ -15,6 +15,7 @@ from safetensors import safe_open
 from datafiles.settings import read_settings
 from datafiles.text import read_report
 from rl_engine.config import Config
+from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics
 from rollout.adapters import (
@@ -27,8 +28,6 @@ from rollout.adapters import (
     sha256_of,
 )
 from rollout.models import EMBEDDED, EMBEDDED_DIR
-
-RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from datafiles.dropped import Dropped
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rollout.prompts.cursor import Cursor, Mixed
-from rollout.prompts.problems import Loaded, load_problems, turns_left_out
+from rollout.prompts.problems import load_problems, turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
@@ -23,20 +23,14 @@ class TrainingData:
     """The prompts, and why the other rows were dropped."""
 
     prompts: list[Prompt]
-    dropped: Counter[str]
-    examples: dict[str, str]
+    dropped: Dropped = field(default_factory=Dropped)
     unplaced: int = 0
     """Problems with a system turn that the prompt template has no place for."""
 
     def describe(self) -> str:
         """What was kept and dropped, as text for the user."""
-        total = len(self.prompts) + self.dropped.total()
-        lines = [f"{len(self.prompts):,} of {total:,} problems"]
-        lines += [
-            f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
-            for reason, count in self.dropped.most_common()
-        ]
-        return "; ".join(lines)
+        total = len(self.prompts) + self.dropped.counts.total()
+        return "; ".join([f"{len(self.prompts):,} of {total:,} problems", *self.dropped.lines()])
 
     @property
     def extra_columns(self) -> list[str]:
@@ -80,21 +74,20 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
     )
     mine = ranks.share(loaded.problems)
     checks = ranks.gather(grader.check_references([one.answer for one in mine], [one.entry for one in mine]))
-    result = Loaded([], loaded.dropped, loaded.examples)
-    prompts = []
+    dropped, prompts = loaded.dropped, []
     limit = config.data.max_prompt_tokens
     for problem, check in zip(loaded.problems, checks, strict=True):
         if problem.answer and check.verdict is not Verdict.CORRECT:
-            result.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
+            dropped.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
             continue
         fits = len(problem.text) <= CHARACTERS_PER_TOKEN * limit
         prompt = renderer.render(problem) if fits else None
         if prompt is None or len(prompt.token_ids) > limit:
-            result.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
+            dropped.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
             continue
         prompts.append(prompt)
     unplaced = sum(bool(prompt.problem.system) for prompt in prompts) if config.prompt.template != "chat" else 0
-    data = TrainingData(prompts, result.dropped, result.examples, unplaced)
+    data = TrainingData(prompts, dropped, unplaced)
     if not prompts:
         raise ValueError(f"no problem is left to train on: {data.describe()}")
     return data

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from rewards import GradeItem, Grader
+from evals.scoring.outcomes import grade
+from rewards import Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.grading import GradingAside
 from rl_engine.sampling.queue import RolloutQueue
 from rl_engine.sampling.together import leave_if_asked, together
-from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.stopping import StopRequest
-from rollout.types import RolloutGroup, by_group
+from rollout.types import RolloutGroup
 from rollout.work_items import Request
 
 
@@ -50,8 +50,8 @@ class Sampler:
         Raises `Stopped` on every rank when any was asked to stop, `EngineError` when another rank failed.
         """
         start = time.monotonic()
-        grade = partial(self._grade, sampling=request.sampling)
-        with together(self.ranks, self.stop), GradingAside(grade) as aside:
+        grades = partial(self._grade, max_tokens=request.sampling.max_tokens)
+        with together(self.ranks, self.stop), GradingAside(grades) as aside:
             groups = self.queue.collect(request, aside.take)
             sampled = time.monotonic()
             mine = self.ranks.share(groups) if self.queue.has_all_groups else groups
@@ -69,22 +69,6 @@ class Sampler:
         """Raises `Stopped` on every rank when any was asked to stop."""
         leave_if_asked(self.ranks, self.stop)
 
-    def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:
-        results = self.grader.grade(
-            [
-                GradeItem(
-                    completion=completion.text,
-                    reference=group.prompt.problem.answer,
-                    tokens=len(completion.token_ids),
-                    max_tokens=sampling.max_tokens,
-                    problem=group.prompt.problem.text,
-                    prompt=group.prompt.text,
-                    truncated=completion.finish_reason == "length",
-                    extra=group.prompt.problem.extra,
-                    entry=group.prompt.problem.entry,
-                )
-                for group in groups
-                for completion in group.completions
-            ]
-        )
-        return [GradedGroup(group, of_it) for group, of_it in zip(groups, by_group(groups, results), strict=True)]
+    def _grade(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[GradedGroup]:
+        results = grade(groups, self.grader, max_tokens)
+        return [GradedGroup(group, of_it) for group, of_it in zip(groups, results, strict=True)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datafiles.cells import ASKING, SETTING, UnusableError, cell, has_column, has_roles, named, plain, text_in, turns_in
+from datafiles.cells import ASKING, SETTING, UnusableError, cell, has_column, has_roles, plain, text_in, turns_in
+from datafiles.dropped import Dropped
 from datafiles.formats import HELD_OUT, check_file
 from datafiles.problems import INPUT, UNASKED_INPUT, columns_of_file, unasked_input
 from datafiles.rows import Row, rows_of
@@ -53,26 +53,6 @@ class Conversation:
     @property
     def question(self) -> str:
         return next(message["content"] for message in self.messages if message["role"] == "user")
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Rows that were not used: counts by reason, with an example of each; and the columns that were not read."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-
-    def drop(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, where)
-
-    def describe(self) -> str:
-        counted = [
-            f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
-            for reason, count in self.counts.most_common()
-        ]
-        return "; ".join([*counted, *([f"columns not read: {named(self.unread)}"] if self.unread else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,12 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
+from datafiles.cells import named
+from datafiles.dropped import Dropped
 from datafiles.rows import way_out
 from datafiles.text import read_text
 from rl_engine.config.sft import SftConfig
-from rl_engine.sft.conversations import THOUGHTS, UNLEARNED, Conversation, Dropped, Message, streams
+from rl_engine.sft.conversations import THOUGHTS, UNLEARNED, Conversation, Message, streams
 from rollout.config import PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
@@ -57,7 +59,8 @@ class Examples:
 
     def describe(self) -> str:
         counts = f"{len(self.train):,} examples, {len(self.test):,} to test on"
-        return "; ".join(filter(None, (counts, self.dropped.describe())))
+        unread = [f"columns not read: {named(self.dropped.unread)}"] if self.dropped.unread else []
+        return "; ".join([counts, *self.dropped.lines(), *unread])
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +217,8 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     train = list(itertools.islice(usable(learned), wanted(config)))
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
-        named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
-        message = f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
+        source = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
+        message = f"{source} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
         way_out_of_test = f"; lower data.test_size ({data.test_size}), which took every usable example for testing"
         raise ValueError(message + way_out_of_test if test else message)
     return found

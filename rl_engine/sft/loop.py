@@ -13,13 +13,14 @@ from transformers import TrainerCallback
 
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.gradients import GradientGuard
-from rl_engine.run.checkpoint import Checkpoints
+from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.records import Records
+from rl_engine.run.resumption import planned_length
 from rl_engine.sft.batches import Batches
 from rl_engine.sft.examples import Examples
 from rl_engine.sft.model import TrainableModel
-from rl_engine.sft.state import save
+from rl_engine.sft.state import tensors_of
 from rl_engine.sft.trainer import log_loss
 from rollout.stopping import Stopped, StopRequest
 
@@ -85,8 +86,16 @@ class SftRun(TrainerCallback):
             self.save()
 
     def save(self, unrecorded: dict[str, float] | None = None) -> None:
-        done, steps = self.step, self.batches.steps
-        save(self.config, self.trainable, self.optimizer, self.checkpoints, done, steps, self.config_hash, unrecorded)
+        """Save a checkpoint after the current step; see `RunState.unrecorded`."""
+        state = RunState(
+            step=self.step,
+            position=self.step * self.config.train.batch_size,
+            version=0,
+            config_hash=self.config_hash,
+            planned_steps=planned_length(self.config, self.batches.steps),
+            unrecorded=unrecorded,
+        )
+        self.checkpoints.save(state, tensors_of(self.trainable, self.optimizer))
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]

@@ -17,8 +17,7 @@ from rl_engine.learner.batching import collate, continued
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.merge.weights import merge, refuse_tied_head
-from rl_engine.plan.card import settle_precision
-from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.plan.card import settle_precision, settle_rate
 from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, model_notes
@@ -30,7 +29,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import check_length, config_hash, problems_digest
+from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
@@ -63,8 +62,8 @@ def run_sft(
     """
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
-    config = resolve_learning_rate(pin_revision(config, resume=beginning.resume))
     console = RunConsole(quiet=False, steps=0)
+    config = settle_rate(pin_revision(config, resume=beginning.resume), console)
     with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
         for note in check_output(config, resume=beginning.resume):
             console.note(note)
@@ -108,8 +107,8 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
         target = Path(config.output_dir) / "merged"
         with written_aside(target) as scratch:
             rounding = merge(read_trained(ref.path, None), config.model.dtype, scratch)
-        lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
-        paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost:.2%} of the mean update"
+        lost = f"{rounding.error_share:.2%} of the mean update"
+        paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost}"
     run.console.print_rows(paths)
     return 0
 
@@ -170,8 +169,10 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     if saved is None:
         trainable.begin()
     else:
-        restore(config, trainable, optimizer, saved, hashed)
-        check_length(saved[0].planned_steps, config, batches.steps)
+        state, tensors = saved
+        check_resumable(state.config_hash, config, hashed, state.step)
+        restore(trainable, optimizer, tensors, state.step)
+        check_length(state.planned_steps, config, batches.steps)
     found = saved[0] if saved else None
     done = found.step if found else 0
     run = SftRun(
@@ -210,18 +211,6 @@ def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None
     if found is None or any(line["step"] == found.step for line in read_metrics(output)):
         return None
     return found.unrecorded
-
-
-def resolve_learning_rate(config: SftConfig) -> SftConfig:
-    """Replace `auto` in `optim.lr` by a number, and print its derivation. Runs measured in epochs count as long."""
-    if config.optim.lr != "auto":
-        return config
-    steps = config.train.steps or SHORT_RUN_STEPS
-    text = load_model_config(config.model).get_text_config()
-    rule = learning_rate(text.model_type, text.hidden_size, method=config.method, steps=steps, reinforcement=False)
-    optim = config.optim.model_copy(update={"lr": rule.value})
-    RunConsole(quiet=False, steps=0).print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
-    return config.model_copy(update={"optim": optim})
 
 
 def describe(run: SftRun, rows: int) -> dict[str, str]:

@@ -151,8 +151,8 @@ class Target:
     wanted_of_hub: tuple[HubItem, ...] = ()
     steps: int | None
     """Step of the last line of a complete metrics.jsonl; None if only the exit code tells that the run is complete."""
-    settings: CommandConfig
-    """Settings of the cell with the first seed."""
+    settings: Any
+    """Settings of the cell with the first seed: an instance of the command's `schema`."""
 
 
 def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
@@ -161,7 +161,7 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
         _check_texts(command.schema, cell.overrides)
-        settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
+        settings: Any = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
         if why := command.unmeasured(settings, config.score.metric):
             raise ConfigError(f"score.metric is {config.score.metric!r}, which no run would have: {why}")
     except (ValueError, FileNotFoundError) as error:
@@ -169,7 +169,7 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})
     digest = hashlib.sha256(json.dumps([config.command, given], sort_keys=True).encode()).hexdigest()
     wanted = tuple(command.wanted_of_hub(settings))
-    return Target(config_hash=digest, steps=command.steps(settings), wanted_of_hub=wanted, settings=settings)
+    return Target(config_hash=digest, steps=settings.train.steps, wanted_of_hub=wanted, settings=settings)
 
 
 def check_cell(config: SweepConfig, cell: Cell, target: Target) -> None:

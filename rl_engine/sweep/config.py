@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evals.suites import suite_name
 from rl_engine.config import Config
+from rl_engine.config.fields import leaves
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.sharing import Group, groups_of
@@ -31,17 +32,13 @@ class QuickCheck(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellCommand:
-    """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
+    """A program that a sweep can run: `python -m MODULE --config BASE key=value … --resume`."""
 
     module: str
     schema: type[CommandConfig]
-    restart_option: str
-    """Option for starting in an existing directory: `--resume`, or `--overwrite` if the program cannot resume."""
     check: QuickCheck
     """Checks settings, and that what they name exists; raises if not. `resume`: whether an existing run continues."""
     wanted_of_hub: Callable[[Any], list[HubItem]]
-    steps: Callable[[Any], int | None]
-    """Settings → the step of the last line of a finished run's metrics.jsonl; None if the settings do not say."""
     step_scale: Literal["linear", "symlog"]
     """Scale of the step axis: supervised losses are drawn against the logarithm of the step, as in the paper."""
     groups: Callable[[Sequence[Any]], list[Group]] | None
@@ -51,7 +48,7 @@ class CellCommand:
     they need; raises if that is more than there is."""
     cards: Callable[[Any], int] = lambda config: 1
     """Settings → the number of this machine's cards that such a run uses, if the machine has any."""
-    unmeasured: Callable[[Any, str], str] = lambda config, metric: ""
+    unmeasured: Callable[[Any, str], str]
     """(settings, metric) → why no line of such a run's metrics.jsonl has the metric; empty if it may have it."""
 
 
@@ -83,8 +80,6 @@ COMMANDS = {
         schema=Config,
         check=train.check_quickly,
         wanted_of_hub=train.wanted_of_hub,
-        restart_option="--resume",
-        steps=lambda config: config.train.steps,
         step_scale="linear",
         groups=groups_of,
         room=company_lines,
@@ -96,8 +91,6 @@ COMMANDS = {
         schema=SftConfig,
         check=sft.check_quickly,
         wanted_of_hub=sft.wanted_of_hub,
-        restart_option="--resume",
-        steps=lambda config: config.train.steps,
         step_scale="symlog",
         groups=None,
         room=None,
@@ -111,15 +104,7 @@ def flattened(tree: Any) -> Any:
     wins."""
     if tree is None:
         return {}  # an arm that changes nothing
-    if not isinstance(tree, dict):
-        return tree  # pydantic reports the error
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= {f"{key}.{sub}": leaf for sub, leaf in flattened(value).items()}
-        else:
-            flat[str(key)] = value
-    return flat
+    return dict(leaves(tree)) if isinstance(tree, dict) else tree  # pydantic reports the error
 
 
 def axes(tree: Any) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +26,7 @@ from rl_engine.sweep.work.runs import CELL, sole_user
 from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
 from rollout.files.ownership import MARKER
-from rollout.stopping import ECHO_S, handle_stops
+from rollout.stopping import ECHO_S, stops_handled
 
 POLL_S = 0.1
 WRITTEN = ("cells", LOGS, RESULTS, TABLE, SUMMARY)
@@ -46,17 +44,7 @@ class Stop:
     _asked: float = field(default=0.0, init=False)
     """Monotonic seconds."""
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Note the signals of `STOPS` inside the block."""
-        before = handle_stops(self._note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum, self._asked = number, time.monotonic()
         elif time.monotonic() - self._asked > ECHO_S:
@@ -82,7 +70,7 @@ def run_sweep(
     Raises `ConfigError` when `output_dir` holds runs with other settings."""
     check_ours(config.output)
     stop = Stop()
-    with sole_user(config.output) as lock, stop.listening():
+    with sole_user(config.output) as lock, stops_handled(stop.note):
         results = Results(config.output / RESULTS)
         write_synced(config.output / MARKER, "Written by a sweep of rl_engine.\n")
         check_unchanged(config, targets, results)

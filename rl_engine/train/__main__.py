@@ -182,7 +182,7 @@ def run_together(
     print_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:
         with loading():
-            from rl_engine.train.company import GroupOptions, show_all, train_all
+            from rl_engine.train.company import show_all, train_all
             from rl_engine.train.resolve import pinned, resolve_together
 
         settled = []
@@ -200,7 +200,7 @@ def run_together(
         configs = ranks.broadcast(pinned(configs, resume=beginning.resume) if ranks.is_main else [])
         for cell, config in zip(group.cells, configs, strict=True):
             cell.config = config
-        return train_all(group.cells, ranks, stop, GroupOptions(at_once=number, beginning=beginning))
+        return train_all(group.cells, ranks, stop, number, beginning)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,8 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
     """Tokens of the longest prompt plus the longest completion."""
-    training = config.data.max_prompt_tokens + config.sampling.max_tokens
     longest = max((len(prompt.token_ids) for _, prompts in suites for prompt in prompts), default=0)
-    return max(training, longest + sampling.max_tokens)
+    return max(config.longest_sequence, longest + sampling.max_tokens)
 
 
 def check_context(config: Config, needed: int) -> None:
@@ -236,7 +235,8 @@ def assemble(
         sampler = Sampler(queue, grader, ranks, stop)
         past = PastVersions(learner, config.rollout.max_staleness)
         run = LiveRun(
-            config=saved_at_every_step(config) if shared else config,
+            # In a shared process a run saves after every step: if the process dies, only current steps are lost.
+            config=config.with_values("checkpoint", every=1) if shared else config,
             eval_sampling=prepared.eval_sampling,
             suites=prepared.suites,
             stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
@@ -257,11 +257,6 @@ def assemble(
             run.records.open(run.step if found else -1)
         undone.pop_all()
     return run
-
-
-def saved_at_every_step(config: Config) -> Config:
-    """Make a run in a shared process save after every step, so that if the process dies only current steps are lost."""
-    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
 def hash_of_run(config: Config, data: TrainingData) -> str:
@@ -339,7 +334,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens per step, learning rate, the sampler's share of a card; needs every `auto` settled."""
-    completions = config.train.problems_per_step * config.sampling.n
+    completions = config.completions_per_step
     workers, piece = config.rollout.workers, config.training_piece
     handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"
     if workers == "max":

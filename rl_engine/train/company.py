@@ -51,19 +51,11 @@ Given = dict[str, tuple[Prepared, Grader, CellConsole]]
 """Name of a run → what it is given, except the base model and the engine."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupOptions:
-    """Options of the command that apply to every run."""
-
-    at_once: int
-    """Runs in progress at a time; the configurations were resolved for this number."""
-    beginning: Beginning
-
-
-def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: GroupOptions) -> int:
+def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, at_once: int, beginning: Beginning) -> int:
     """Train runs that can share, and return the exit code: 1 if any failed; a single run's own code.
 
-    Errors in any configuration are raised before weights are loaded.
+    `at_once` runs are in progress at a time; the configurations were resolved for this number. Errors in any
+    configuration are raised before weights are loaded.
     """
     board = Board(quiet=not ranks.is_main, names=[cell.name for cell in cells])
     with contextlib.ExitStack() as stack:
@@ -77,8 +69,9 @@ def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wis
         for cell in cells:
             console, grader = console_of_cell(cell, board, ranks), graders[cell.config.rewards.model_dump_json()]
             with naming(cell, cells):
-                given[cell.name] = checked(cell.config, ranks, grader, console, wishes), grader, console
-        codes = train_group(cells, given, board, ranks, stop, wishes)
+                given[cell.name] = checked(cell.config, ranks, grader, console, beginning), grader, console
+        company = Company(board, ranks, stop, at_once, beginning)
+        codes = company.train(cells, given)
     if stop.asked and (len(codes) < len(cells) or stop.exit_code in codes.values()):
         return stop.exit_code  # if all runs had ended already, the request came too late to matter
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
@@ -99,37 +92,15 @@ def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
         raise ConfigError(f"{cell.name}: {error}") from error
 
 
-def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, wishes: GroupOptions) -> Prepared:
+def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, beginning: Beginning) -> Prepared:
     """Check the run as far as possible without weights, and return its data."""
-    if not wishes.beginning.overwrite:
-        check_output(config, resume=wishes.beginning.resume)
-    prepared = prepare_run(config, ranks, grader, console, wishes.beginning.resume)
-    if wishes.beginning.resume:
+    if not beginning.overwrite:
+        check_output(config, resume=beginning.resume)
+    prepared = prepare_run(config, ranks, grader, console, beginning.resume)
+    if beginning.resume:
         checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.checkpoint.keep)
         newest_of_run(config, checkpoints, hash_of_run(config, prepared.data), ranks)
     return prepared
-
-
-def train_group(
-    cells: Sequence[NamedConfig], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: GroupOptions
-) -> dict[str, int]:
-    """Train the runs side by side; return the exit code of each that was started."""
-    configs, place = [cell.config for cell in cells], Place.here(ranks)
-    at_once = wishes.at_once
-    check_together(configs, place, at_once)
-    RunConsole(quiet=not ranks.is_main, steps=0).print_rows(
-        {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, place, at_once)}
-    )
-    base = SharedBase(configs[0], ranks.device)
-    context = max(prepared.context for prepared, _, _ in given.values())
-    engine = start_shared_engine(configs, ranks, context, at_once)
-    try:
-        with stop.deferred(), board.shown():
-            company = Company(base, engine, ranks, stop, at_once, wishes, board)
-            company.train(cells, given)
-    finally:
-        engine.close()
-    return company.codes
 
 
 @dataclass(eq=False, slots=True)
@@ -142,20 +113,38 @@ class _AtWork:
 class Company:
     """Decides which run has the turn and which comes next. All ranks make the same choice."""
 
-    base: SharedBase
-    engine: StreamingEngine
+    board: Board
     ranks: Ranks
     stop: StopRequest
     at_once: int
-    wishes: GroupOptions
-    board: Board
+    beginning: Beginning
     codes: dict[str, int] = field(default_factory=dict, init=False)
     """Name of a finished run → the exit code it would have had alone."""
+    base: SharedBase = field(init=False)
+    engine: StreamingEngine = field(init=False)
     _at_work: list[_AtWork] = field(default_factory=list, init=False)
     """Runs in progress, the one that has waited longest first."""
     _broken: EngineError | None = field(default=None, init=False)
 
-    def train(self, cells: Sequence[NamedConfig], given: Given) -> None:
+    def train(self, cells: Sequence[NamedConfig], given: Given) -> dict[str, int]:
+        """Load the base model, start the sampler, and train the runs; return the exit code of each that was started."""
+        configs, place = [cell.config for cell in cells], Place.here(self.ranks)
+        check_together(configs, place, self.at_once)
+        lines = company_lines(configs, place, self.at_once)
+        RunConsole(quiet=not self.ranks.is_main, steps=0).print_rows(
+            {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **lines}
+        )
+        self.base = SharedBase(configs[0], self.ranks.device)
+        context = max(prepared.context for prepared, _, _ in given.values())
+        self.engine = start_shared_engine(configs, self.ranks, context, self.at_once)
+        try:
+            with self.stop.deferred(), self.board.shown():
+                self._take_turns(cells, given)
+        finally:
+            self.engine.close()
+        return self.codes
+
+    def _take_turns(self, cells: Sequence[NamedConfig], given: Given) -> None:
         """Train until every run has ended. A run that waits for a slot takes the slot of one that has ended, however it
         ended."""
         waiting = deque(cells)
@@ -191,7 +180,7 @@ class Company:
         state, code = FAILED, 1
         self.board.state(cell.name, BEGUN)
         try:
-            code = train_run(cell.config, self.ranks, stop, self.wishes.beginning, shared)
+            code = train_run(cell.config, self.ranks, stop, self.beginning, shared)
             state = STOPPED if code else DONE
         except Stopped:
             shared.console.note(f"stopped as asked before training began: {UNTRAINED}")

@@ -29,15 +29,13 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state
 from rl_engine.learner.statistics import LearnStats
 from rl_engine.learner.updates import training_samples, updates_of
-from rl_engine.report.plot import NAME as PLOT
 from rl_engine.report.plot import plot_run
-from rl_engine.run.best import best_version
 from rl_engine.run.bottleneck import Watch, settings_of
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole, ShownAnswer
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.peaks import PhasePeaks
-from rl_engine.run.records import METRICS, Records, read_metrics
+from rl_engine.run.records import METRICS, PLOT, Records, best_version, read_metrics
 from rl_engine.run.resumption import planned_length
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past import PastVersions, gap_of_versions

@@ -11,12 +11,11 @@ from rl_engine.config import Config
 from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import write_report
 from rl_engine.run.bottleneck import in_one_line, settings_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, Earlier, check_output, sole_writer
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import REPORT, read_metrics
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
 from rl_engine.train.loop import LiveRun, summary_paths, train

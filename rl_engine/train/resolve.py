@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.card import settle_card, settle_precision
+from rl_engine.plan.card import settle_card, settle_precision, settle_rate
 from rl_engine.plan.company import Place, settle_together
-from rl_engine.plan.learning_rate import rate_of_run
-from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
-from rl_engine.run.resumption import CONFIG, began_with, with_revision
+from rl_engine.run.resumption import began_with
 from rl_engine.sampling.sent import check_room
 from rollout.hub import newest_commit
 
@@ -44,7 +42,7 @@ def resolve_together(
 
 def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
     config = settle_precision(config, ranks.device.type, resume=resume)
-    config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+    config = settle_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
     return resolve_pieces(config, resume=resume)
 
 
@@ -57,7 +55,7 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
     found = [pin_revision(config, resume=resume) for config in configs]
     if len({config.model.revision for config in found}) == 1:
         return found
-    resumed = [resume and (Path(config.output_dir) / CONFIG).is_file() for config in found]
+    resumed = [resume and (Path(config.output_dir) / RUN_CONFIG).is_file() for config in found]
     commits = {
         config.model.revision or newest_commit(config.model.name): config.output_dir
         for config in itertools.compress(found, resumed)
@@ -70,17 +68,9 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
         )
     commit = next(iter(commits), found[0].model.revision)
     return [
-        config if goes_on else with_revision(config, commit) for config, goes_on in zip(found, resumed, strict=True)
+        config if goes_on else config.with_values("model", revision=commit)
+        for config, goes_on in zip(found, resumed, strict=True)
     ]
-
-
-def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
-    """Replace `auto` in `optim.lr` by a number, which is what runs and what is recorded."""
-    if config.optim.lr != "auto":
-        return config
-    rule = rate_of_run(config, load_model_config(config.model))
-    console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
-    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
 def resolve_pieces(config: Config, *, resume: bool) -> Config:
@@ -95,7 +85,7 @@ def resolve_pieces(config: Config, *, resume: bool) -> Config:
     found = began_with(Path(config.output_dir), "rollout", "prompts_per_piece") if resume else None
     if not isinstance(found, int):
         found = "auto" if rollout.placement == "inprocess" else config.training_piece
-    return config.model_copy(update={"rollout": rollout.model_copy(update={"prompts_per_piece": found})})
+    return config.with_values("rollout", prompts_per_piece=found)
 
 
 def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
@@ -104,4 +94,4 @@ def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Confi
         return config
     found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None
     piece = found if isinstance(found, int) else config.eval_piece(problems)
-    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts_per_piece": piece})})
+    return config.with_values("eval", prompts_per_piece=piece)

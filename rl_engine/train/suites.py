@@ -36,11 +36,8 @@ def load_suites(
         )
         problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]
         suites.append((suite, renderer.render_all(problems)))
-        notes += [
-            f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
-            for reason, count in loaded.dropped.most_common()
-        ]
-        notes += [f"warning: suite {suite.name}: {note}" for note in turns_left_out(problems)]
+        found = [*loaded.dropped.lines(" rows"), *turns_left_out(problems)]
+        notes += [f"warning: suite {suite.name}: {note}" for note in found]
     return suites, notes
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -96,6 +99,22 @@ def write_synced(path: Path, text: str) -> None:
             sync(scratch)
             scratch.replace(path)
             sync(path.parent)
+    except BaseException:
+        scratch.unlink(missing_ok=True)  # left on a full disk
+        raise
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as compressed JSON Lines: complete or absent, and the same bytes for the same rows."""
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        with naming(path):
+            # No time stamp and no name in the header, which would differ.
+            with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+                for row in rows:
+                    file.write(json.dumps(row).encode() + b"\n")
+            sync(scratch)
+            scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)  # left on a full disk
         raise

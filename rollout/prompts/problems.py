@@ -6,12 +6,12 @@ A source yields rows; each row becomes a `Problem` or is dropped with a counted 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datafiles.cells import has_column, named, paths_of
+from datafiles.dropped import Dropped
 from datafiles.formats import check_file
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
 from datafiles.rows import Row, rows_of, way_out
@@ -32,16 +32,10 @@ GENERATED = frozenset({ARITHMETIC, REASONING_GYM})
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The problems of a source, and the rows it dropped, by reason."""
+    """The problems of a source, and the rows it dropped."""
 
     problems: list[Problem]
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    """One dropped row per reason, for the user to look up."""
-
-    def drop(self, reason: str, example: str) -> None:
-        self.dropped[reason] += 1
-        self.examples.setdefault(reason, example)
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 def check_source(config: DataConfig, key: str = "data.path") -> None:
@@ -159,8 +153,7 @@ def _mixed(loaded: Sequence[Loaded]) -> Loaded:
     whole = Loaded([])
     for number, one in enumerate(loaded):
         whole.problems.extend(replace(each, id=f"{number}-{each.id}", part=number) for each in one.problems)
-        whole.dropped.update(one.dropped)
-        whole.examples.update({reason: where for reason, where in one.examples.items() if reason not in whole.examples})
+        whole.dropped.add(one.dropped)
     return whole
 
 
@@ -171,18 +164,18 @@ def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_
         made = _generated(part, split, seed)
         found: Iterable[Problem] = made if with_extra else (replace(one, extra={}) for one in made)
     else:
-        rows = _problem_rows(part, loaded, need_answer, with_extra, unseen)
+        rows = _problem_rows(part, loaded.dropped, need_answer, with_extra, unseen)
         found = map(_problem_of, rows)
-    loaded.problems.extend(within_level(found, config.level, loaded))
+    loaded.problems.extend(within_level(found, config.level, loaded.dropped))
     if config.limit is not None:
         del loaded.problems[config.limit :]
     if not loaded.problems:
         if config.path is not None:
             _explain_columns(part, need_answer)
-        counted = loaded.dropped.items()
-        reasons = ", ".join(f"{count} × {reason} ({loaded.examples[reason]})" for reason, count in counted)
+        dropped = loaded.dropped
+        reasons = ", ".join(f"{n} × {reason} ({dropped.examples[reason]})" for reason, n in dropped.counts.items())
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
-        raise ValueError(f"{named} has no usable problem: {reasons or 'it is empty'}{way_out(loaded.dropped)}")
+        raise ValueError(f"{named} has no usable problem: {reasons or 'it is empty'}{way_out(dropped.counts)}")
     if config.path is not None:
         _refuse_unseen(part, unseen)
     return loaded
@@ -204,7 +197,9 @@ def tasks_of(config: DataConfig) -> list[Task]:
     return list({task.key: task for task in tasks}.values())
 
 
-def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None, loaded: Loaded) -> Iterator[Problem]:
+def within_level(
+    problems: Iterable[Problem], bounds: tuple[float, float] | None, dropped: Dropped
+) -> Iterator[Problem]:
     """The problems whose level is within `data.level`, bounds included."""
     for problem in problems:
         if bounds is None:
@@ -212,28 +207,28 @@ def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None
             continue
         level = number_in(problem.level)
         if level is None:
-            loaded.drop("its level (data.columns.level) has no number, and data.level is given", problem.id)
+            dropped.drop("its level (data.columns.level) has no number, and data.level is given", problem.id)
         elif not bounds[0] <= level <= bounds[1]:
-            loaded.drop(f"level outside data.level ({bounds[0]:g} to {bounds[1]:g})", problem.id)
+            dropped.drop(f"level outside data.level ({bounds[0]:g} to {bounds[1]:g})", problem.id)
         else:
             yield problem
 
 
 def _problem_rows(
-    part: DataPart, loaded: Loaded, need_answer: bool, with_extra: bool, unseen: dict[str, str] | None = None
+    part: DataPart, dropped: Dropped, need_answer: bool, with_extra: bool, unseen: dict[str, str] | None = None
 ) -> Iterator[ProblemRow]:
     """The rows of a source. Removes from `unseen`, columns by role, every column that some row has."""
     config = part.config
     if config.path is not None:
-        rows = _looked_at(rows_of(Path(config.path), loaded.drop, part.key, config.split), unseen or {})
+        rows = _looked_at(rows_of(Path(config.path), dropped.drop, part.key, config.split), unseen or {})
         columns = chosen_columns(Columns(), config.columns)
-        return problem_rows(rows, columns, loaded.drop, need_answer=need_answer, with_extra=with_extra)
+        return problem_rows(rows, columns, dropped.drop, need_answer=need_answer, with_extra=with_extra)
     dataset = dataset_of(config)
     assert dataset is not None, "checked before"
     name = config.source if config.source != HUB else dataset.path.replace("/", "-")
     # For the datasets in the table only the needed columns are read: some have gigabytes of others.
     whole = with_extra and config.source == HUB
-    return hub_problem_rows(name, dataset, config.columns, loaded.drop, need_answer, whole)
+    return hub_problem_rows(name, dataset, config.columns, dropped.drop, need_answer, whole)
 
 
 def _looked_at(rows: Iterable[tuple[str, Row]], unseen: dict[str, str]) -> Iterator[tuple[str, Row]]:
@@ -280,7 +275,7 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
         return next(iter(_generated(one, "train", seed=0)), None)
     if part.config.path is None:
         return None
-    rows = _problem_rows(part, Loaded([]), need_answer, with_extra=True)
+    rows = _problem_rows(part, Dropped(), need_answer, with_extra=True)
     return next(map(_problem_of, rows), None)
 
 

@@ -37,12 +37,9 @@ from rollout.servable import why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 from rollout.vllm.arguments import engine_arguments, lora_arithmetic
 from rollout.vllm.decoder import Decoder
-from rollout.vllm.own_classes import leave_transformers_alone, pass_over_other_libraries
-from rollout.vllm.ranks import leave_ranks_out
+from rollout.vllm.patches import patch_vllm
 
-leave_transformers_alone()
-pass_over_other_libraries()
-leave_ranks_out()
+patch_vllm()
 
 # How vLLM and torch report that a card or the machine is out of memory.
 NO_MEMORY = re.compile("out of memory|allocate memory")

@@ -153,7 +153,10 @@ def test_a_row_with_a_key_twice_is_dropped_whichever_key_it_is(tmp_path: Path) -
     path.write_text(ROW + TWICE + INSIDE)
     loaded = load(path)
     assert [problem.answer for problem in loaded.problems] == ["2"]
-    assert loaded.examples == {"the key 'answer' twice": "rows.jsonl:2", "the key 'ground_truth' twice": "rows.jsonl:3"}
+    assert loaded.dropped.examples == {
+        "the key 'answer' twice": "rows.jsonl:2",
+        "the key 'ground_truth' twice": "rows.jsonl:3",
+    }
     with pytest.raises(BadRecord, match="line 2: the key 'answer' twice"):
         list(read_rows(path, required=("problem",)))
 
@@ -236,7 +239,7 @@ def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> N
     path.write_text(json.dumps(chat) + "\n" + ROW + json.dumps({"problem": "?", "answer": {"value": 2}}) + "\n")
     loaded = load(path)
     assert len(loaded.problems) == 1
-    assert loaded.dropped == {"problem is a list, not a text": 1, "answer is a mapping, not a text": 1}
+    assert loaded.dropped.counts == {"problem is a list, not a text": 1, "answer is a mapping, not a text": 1}
     found = first_problem(DataConfig(source="jsonl", path=str(path)))
     assert found is not None
     assert found.text == "1+1=?"

@@ -13,10 +13,11 @@ from typing import Any
 import datasets
 import pytest
 
+from datafiles.dropped import Dropped
 from datafiles.rows import rows_of
 from evals.suites import find_suite, load_suite
 from rl_engine.config.sft import SftDataConfig
-from rl_engine.sft.conversations import Dropped, streams
+from rl_engine.sft.conversations import streams
 from rollout.config import ColumnsConfig, DataConfig
 from rollout.prompts.problems import load_problems
 
@@ -195,7 +196,7 @@ def test_the_same_problems_come_out_of_every_format(name: str, tmp_path: Path) -
     path = tmp_path / name
     FORMATS[name](path)
     loaded = load_problems(DataConfig(source="file", path=str(path)), split="train", seed=0, with_extra=True)
-    assert not loaded.dropped
+    assert not loaded.dropped.counts
     assert [
         {"id": p.id, "problem": p.text, "answer": p.answer, "level": p.level, **p.extra} for p in loaded.problems
     ] == ROWS
@@ -229,7 +230,7 @@ def test_rows_of_a_table_that_do_not_fit_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("problem,answer\n1+1=?,2\n\n1,2,3\n1+2=?,3\n")
     loaded = load_problems(DataConfig(source="file", path=str(tmp_path / "rows.csv")), split="train", seed=0)
     assert [problem.answer for problem in loaded.problems] == ["2", "3"]
-    assert loaded.examples == {"blank line": "rows.csv:3", "3 cells under 2 names": "rows.csv:4"}
+    assert loaded.dropped.examples == {"blank line": "rows.csv:3", "3 cells under 2 names": "rows.csv:4"}
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path,
     (tmp_path / "latest.jsonl").write_text('{"problem": "neither", "answer": 1}\n')
     loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
     assert [one.text for one in loaded.problems] == ["train"]
-    assert loaded.examples == {"a file that says no split, beside files that do": "latest.jsonl"}
+    assert loaded.dropped.examples == {"a file that says no split, beside files that do": "latest.jsonl"}
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -296,8 +297,8 @@ def test_an_empty_shard_is_left_out_and_counted(name: str, tmp_path: Path) -> No
         (tmp_path / empty).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
     loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
     assert len(loaded.problems) == 4
-    assert loaded.dropped == {"an empty file": 2}
-    assert loaded.examples == {"an empty file": f"a-{name}"}
+    assert loaded.dropped.counts == {"an empty file": 2}
+    assert loaded.dropped.examples == {"an empty file": f"a-{name}"}
 
 
 def test_a_suite_file_may_have_columns_of_its_own(tmp_path: Path) -> None:

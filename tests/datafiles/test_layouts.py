@@ -11,11 +11,12 @@ import datasets
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
+from datafiles.dropped import Dropped
 from datafiles.formats import HELD_OUT
 from datafiles.problems import UNASKED_INPUT
 from datafiles.text import TextFileError
 from rl_engine.config.sft import ChatColumnsConfig, SftDataConfig
-from rl_engine.sft.conversations import Dropped, streams
+from rl_engine.sft.conversations import streams
 from rollout.config import DataConfig
 from rollout.prompts.problems import Loaded, load_problems
 
@@ -83,7 +84,7 @@ def test_a_problem_is_itself_however_its_row_is_written(name: str, answer: str, 
     columns = {"problem": "prompt", "answer": "reward_model" if name == "of_openai.jsonl" else answer}
     loaded = load(tmp_path / name, columns)
     assert tuple((one.text, one.system, one.answer) for one in loaded.problems) == ASKED
-    assert not loaded.dropped
+    assert not loaded.dropped.counts
 
 
 def test_conversations_that_became_text_are_learned_from(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_word_for_no_answer_is_none(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load(tmp_path / "rows.jsonl")
     assert [one.answer for one in loaded.problems] == ["none"]
-    assert loaded.dropped == {"no answer": 3}
+    assert loaded.dropped.counts == {"no answer": 3}
 
 
 def test_a_capital_letter_begins_a_word_of_a_files_name(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
     (tmp_path / "other.jsonl").rename(tmp_path / "train.jsonl")
     loaded = load(tmp_path)
     assert [one.text for one in loaded.problems] == ["other"]
-    assert loaded.dropped == {"a file that says no split, beside files that do": 1}
+    assert loaded.dropped.counts == {"a file that says no split, beside files that do": 1}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_choices_that_are_not_asked_leave_no_problem(row: dict[str, Any], answer
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     loaded = load(tmp_path / "rows.jsonl")
     assert len(loaded.problems) == 1 + answerable
-    assert all("a column that problem does not repeat" in reason for reason in loaded.dropped)
+    assert all("a column that problem does not repeat" in reason for reason in loaded.dropped.counts)
 
 
 def test_a_column_that_says_the_split_keeps_tested_rows_apart(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_column_that_says_the_split_keeps_tested_rows_apart(tmp_path: Path) ->
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load(path)
     assert [one.text for one in loaded.problems] == ["1?", "2?"]
-    assert loaded.dropped == {"a row of the split 'test', by its column split": 2}
+    assert loaded.dropped.counts == {"a row of the split 'test', by its column split": 2}
     assert [one.text for one in load(path, split="test").problems] == ["0?", "2?", "3?"]
 
 
@@ -259,7 +260,7 @@ def test_an_input_that_is_not_asked_leaves_no_problem(row: dict[str, str], answe
     columns = ChatColumnsConfig(prompt="instruction", completion="output")
     _, learned = streams(SftDataConfig(source="file", path=str(path), columns=columns), dropped)
     assert len(loaded.problems) == len([*learned]) == 1 + answerable
-    assert [*loaded.dropped] == [*dropped.counts] == ([] if answerable else [UNASKED_INPUT])
+    assert [*loaded.dropped.counts] == [*dropped.counts] == ([] if answerable else [UNASKED_INPUT])
 
 
 @pytest.mark.parametrize(
@@ -283,8 +284,8 @@ def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert len(loaded.problems) == 2
     reason = "a shard that is not there, by the numbers of those that are"
-    assert loaded.dropped == {reason: 2}
-    assert loaded.examples == {reason: "train-00001-of-00004.parquet"}
+    assert loaded.dropped.counts == {reason: 2}
+    assert loaded.dropped.examples == {reason: "train-00001-of-00004.parquet"}
 
 
 def test_a_link_to_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:

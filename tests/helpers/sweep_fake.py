@@ -55,9 +55,8 @@ FAKE = CellCommand(
     wanted_of_hub=lambda config: [],
     module="tests.helpers.sweep_fake_run",
     schema=FakeConfig,
-    restart_option="--resume",
-    steps=lambda config: config.train.steps,
     step_scale="linear",
+    unmeasured=lambda config, metric: "",
 )
 
 

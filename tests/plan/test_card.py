@@ -135,7 +135,7 @@ def test_float32_with_an_adapter_is_refused_on_a_card(name: str) -> None:
 def test_supervised_training_samples_nothing_and_may_be_float32() -> None:
     config = read_config(SftConfig, "embedded.yaml", ["method=lora", "model.name=embedded"])
     assert settle_precision(config, "cuda").model.dtype == "float32"
-    chosen = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "auto"})})
+    chosen = config.with_values("model", dtype="auto")
     assert settle_precision(chosen, "cuda").model.dtype == "bfloat16"
 
 

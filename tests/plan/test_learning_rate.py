@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig, Qwen3Config
 
 from rl_engine.config import Method
-from rl_engine.plan.learning_rate import chosen_rate, learning_rate, rate_of_run
+from rl_engine.plan.card import settle_rate
+from rl_engine.plan.learning_rate import learning_rate, rate_of_run
+from rl_engine.policy.base_model import load_model_config
+from rl_engine.run.console import RunConsole
 
 LLAMA_8B, QWEN3_8B, QWEN3_06B = ("llama", 4096), ("qwen3", 4096), ("qwen3", 1024)
 EMBEDDED = ("qwen3", 192)
@@ -81,7 +83,10 @@ def test_the_rate_of_a_run_counts_its_updates(make_config: Any) -> None:
     assert rate_of_run(full, Qwen3Config(hidden_size=1024)) == expected
 
 
-def test_auto_is_the_rules_and_a_number_is_itself() -> None:
-    rule = learning_rate("llama", 4096, method="lora", steps=10, reinforcement=True)
-    assert chosen_rate("auto", rule) == 4e-5
-    assert math.isclose(chosen_rate(3e-4, rule), 3e-4)
+def test_auto_is_the_rules_and_a_number_is_itself(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    auto = make_config("model.name=embedded", "optim.lr=auto")
+    console = RunConsole(quiet=False, steps=0)
+    assert settle_rate(auto, console).optim.lr == rate_of_run(auto, load_model_config(auto.model)).value
+    assert "by rule" in capsys.readouterr().out
+    assert settle_rate(auto.with_values("optim", lr=3e-4), console).optim.lr == 3e-4
+    assert not capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.run.best import best_version
+from rl_engine.run.records import best_version
 
 
 def test_the_best_version_has_the_highest_score() -> None:

@@ -139,7 +139,7 @@ def test_a_published_version_is_complete_or_absent(tmp_path: Path) -> None:
 
 def test_going_on_from_a_checkpoint_can_be_cut_off_anywhere(tmp_path: Path) -> None:
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", "log.tensorboard=false"])
-    changed = config.model_copy(update={"eval": config.eval.model_copy(update={"every": 1})})
+    changed = config.with_values("eval", every=1)
 
     def before(root: Path) -> None:
         records = Records(root, config)

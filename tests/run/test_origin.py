@@ -100,7 +100,7 @@ def test_a_resumed_run_keeps_its_commit_on_the_hub(newest: Path, tmp_path: Path)
     assert check_output(config, resume=True) == []
     assert pin_revision(config, resume=True) == began
     assert pin_revision(config, resume=False).model.revision == "bbb"
-    given = config.model_copy(update={"model": config.model.model_copy(update={"revision": "bbb"})})
+    given = config.with_values("model", revision="bbb")
     assert pin_revision(given, resume=True) is given
     with pytest.raises(ConfigError, match=r"model\.revision was 'aaa' and is 'bbb'"):
         check_output(given, resume=True)

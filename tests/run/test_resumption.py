@@ -25,7 +25,6 @@ from rl_engine.run.resumption import (
     config_hash,
     planned_length,
     problems_digest,
-    with_revision,
 )
 
 Problems = list[tuple[tuple[int, ...], str]]
@@ -297,7 +296,8 @@ def test_a_checkpoint_of_other_problems_or_settings_is_refused(made_by: Any, wor
     config = config_in(tmp_path, "data.source=jsonl", "data.path=mine.jsonl")
     mine = config_hash(config, problems_digest([((1, 2), "3+4=?")]))
     check_resumable(mine, config, mine, 7)
-    pinned = with_revision(config, "aaa")  # config.yaml is gone, in which an earlier version noted no commit
+    # config.yaml is gone, in which an earlier version noted no commit.
+    pinned = config.with_values("model", revision="aaa")
     check_resumable(mine, pinned, config_hash(pinned, mine.partition("-")[2]), 7)
     with pytest.raises(ConfigError, match=words):
         check_resumable(made_by(mine) if callable(made_by) else made_by, config, mine, 7)

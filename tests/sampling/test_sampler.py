@@ -98,7 +98,7 @@ def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}", r"\boxed{1}</think>")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
     sampler = Sampler(Queue(), grader, Ranks(0, 1, torch.device("cpu")))  # type: ignore[arg-type]
-    (graded,) = sampler._grade([group], SAMPLING)
+    (graded,) = sampler._grade([group], SAMPLING.max_tokens)
     assert graded.rewards == [0.0, 1.0, 1.0]
 
 

@@ -16,8 +16,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from datafiles.dropped import Dropped
 from rl_engine.config.sft import ChatColumnsConfig, SftConfig, SftDataConfig, SftPromptConfig
-from rl_engine.sft.conversations import Conversation, Dropped, streams, turns
+from rl_engine.sft.conversations import Conversation, streams, turns
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, UnusableConversationError, load_examples
 from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
@@ -204,7 +205,7 @@ def test_columns_beside_the_turns_are_named(tmp_path: Path) -> None:
     data = {"source": "file", "path": write(tmp_path / "rows.jsonl", [row]), "columns": {"messages": "conversations"}}
     dropped = Dropped()
     list(streams(SftDataConfig.model_validate(data), dropped)[1])
-    assert dropped.describe() == "columns not read: system, id"
+    assert dropped.unread == ["system", "id"]
 
 
 def test_arguments_of_the_template_are_the_samplers_too(tokenizer: Any) -> None:

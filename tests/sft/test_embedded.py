@@ -57,7 +57,7 @@ def test_the_warm_start_shows_every_example_once() -> None:
     assert not config.data.shuffle
     assert set(embedded.QUICKSTART_SUMS.terms) < set(config.data.arithmetic.terms)
     assert config.data.arithmetic.largest == embedded.QUICKSTART_SUMS.largest
-    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
+    short = config.with_values("train", steps=2)
     examples = load_examples(short, embedded.build_tokenizer())
     assert len(examples.train) == 2 * 96
     assert not examples.dropped.counts

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from datafiles.dropped import Dropped
 from rl_engine.config.sft import PairsConfig, SftDataConfig
-from rl_engine.sft.conversations import Dropped, information_bits, random_pairs, streams
+from rl_engine.sft.conversations import information_bits, random_pairs, streams
 from rl_engine.sft.examples import load_examples
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import SignedSum

@@ -25,6 +25,7 @@ from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.work import processes, runs
 from rollout.files.ownership import MARKER
+from rollout.stopping import stops_handled
 from tests.helpers.sweep_fake import FAKE
 from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, run
 
@@ -226,7 +227,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
 
 def test_a_request_that_comes_twice_at_once_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = schedule.Stop()
-    with stop.listening():
+    with stops_handled(stop.note):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert (stop.signum, stop.at_once) == (signal.SIGINT, False)

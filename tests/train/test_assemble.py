@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tests.helpers.builders import prompt
 
 def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
     prompts = [prompt("a 1"), prompt("b 2")]
-    data = TrainingData(prompts, Counter(), {})
+    data = TrainingData(prompts)
     (note,) = overlap_notes(data, [(SUITES["gsm8k"], prompts[:1]), (SUITES["held_out"], prompts)])
     assert note.startswith("warning: 1 of 2 training problems overlap gsm8k (1 word for word")
 

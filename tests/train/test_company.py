@@ -24,7 +24,7 @@ from rl_engine.run.output import ANEW, Beginning
 from rl_engine.run.records import read_metrics
 from rl_engine.train import company
 from rl_engine.train.__main__ import app
-from rl_engine.train.company import GroupOptions, show_all, train_all
+from rl_engine.train.company import show_all, train_all
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
 from tests.helpers import forked
@@ -68,9 +68,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
 def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
         configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
-        wishes = GroupOptions(at_once=at_once or len(configs), beginning=Beginning(resume=True))
         (group,) = groups_of(configs)
-        return train_all(group.cells, ranks, stop or StopRequest(), wishes)
+        return train_all(group.cells, ranks, stop or StopRequest(), at_once or len(configs), Beginning(resume=True))
 
     return run
 

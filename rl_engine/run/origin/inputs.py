@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.resumption import CONFIG, began_with, with_revision
+from rl_engine.run.resumption import began_with
 from rollout.hub import newest_commit
 from rollout.models import locate_model, weights_in
 
@@ -29,11 +29,11 @@ def pin_revision(config: C, *, resume: bool) -> C:
     if config.model.revision is not None or Path(locate_model(config.model.name)).is_absolute():
         return config
     run = Path(config.output_dir)
-    if resume and (run / CONFIG).is_file():
+    if resume and (run / RUN_CONFIG).is_file():
         commit = began_with(run, "model", "revision")
     else:
         commit = newest_commit(config.model.name)
-    return with_revision(config, commit)
+    return config.with_values("model", revision=commit)
 
 
 def inputs_of(config: Config | SftConfig) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.settings import write_yaml
-from rl_engine.config.file import CommandConfig, read_config
+from rl_engine.config.file import RUN_CONFIG, CommandConfig, read_config
 from rl_engine.run.board import BEGUN, DONE, FAILED, STATE
 from rl_engine.sweep.cells import Cell, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
@@ -27,7 +27,6 @@ from rl_engine.sweep.work.runs import CellRun, begin, note_command, result_of, t
 from rollout.files.durable import write_synced
 
 LOGS = "together"
-SETTINGS = "config.yaml"
 
 
 @dataclass(kw_only=True)
@@ -123,9 +122,9 @@ def start_together(
     runs = {cell.name: begin(config, cell, targets[cell.arm, cell.axis_value]) for cell in cells}
     files = []
     for run in runs.values():
-        files += ["--config", str(run.directory / SETTINGS)]
-        write_synced(run.directory / SETTINGS, settings_file(settings_of(config, run)))
-    line = [sys.executable, "-m", command.module, *files, "--together", str(config.together), command.restart_option]
+        files += ["--config", str(run.directory / RUN_CONFIG)]
+        write_synced(run.directory / RUN_CONFIG, settings_file(settings_of(config, run)))
+    line = [sys.executable, "-m", command.module, *files, "--together", str(config.together), "--resume"]
     (config.output / LOGS).mkdir(exist_ok=True)
     numbers = (config.output / LOGS / f"{number:03}.log" for number in itertools.count(1))
     log = next(path for path in numbers if not path.exists())

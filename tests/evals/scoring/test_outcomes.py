@@ -26,7 +26,7 @@ def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
     opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
-    (outcome,) = grade_groups([group], grader, sampling_s=0.0)
+    (outcome,) = grade_groups([group], grader, max_tokens=8, sampling_s=0.0)
     assert [sample.verdict for sample in outcome.samples] == [Verdict.NO_ANSWER, Verdict.CORRECT]
 
 

@@ -47,7 +47,7 @@ def test_bad_rows_are_dropped_each_with_its_reason(tmp_path: Path) -> None:
     loaded = load(source="jsonl", path=path)
     assert [(p.id, p.answer) for p in loaded.problems] == [("a", "2"), ("rows.jsonl-9", "7")]
     assert (loaded.problems[0].level, loaded.problems[0].subject) == ("3", "sums")
-    assert loaded.dropped == {
+    assert loaded.dropped.counts == {
         "no answer": 2,
         "no problem": 1,
         "id seen before": 1,
@@ -55,7 +55,7 @@ def test_bad_rows_are_dropped_each_with_its_reason(tmp_path: Path) -> None:
         "not a JSON object": 1,
         "blank line": 1,
     }
-    assert loaded.examples["not JSON"] == "rows.jsonl:6"
+    assert loaded.dropped.examples["not JSON"] == "rows.jsonl:6"
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_hub_data_set_is_read_by_its_table_entry(monkeypatch: pytest.MonkeyPat
     assert len(asked) == parts + 1
     assert [p.answer for p in loaded.problems] == [r"\frac{1}{2}", "2"] * parts
     assert loaded.problems[0].id == "math-algebra-train-0"
-    assert loaded.dropped == {"also in math500": parts, "no answer": parts}
+    assert loaded.dropped.counts == {"also in math500": parts, "no answer": parts}
 
 
 def test_choices_of_the_hub_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
         DataConfig.model_validate({"source": "mix", "mix": mix}), split="train", seed=0, with_extra=True
     )
     assert [(p.id, p.part, p.answer) for p in loaded.problems] == [("0-x", 0, "0"), ("1-x", 1, "4")]
-    assert loaded.dropped == {"id seen before": 1, "no a": 1}
+    assert loaded.dropped.counts == {"id seen before": 1, "no a": 1}
     assert [one.extra for one in whole.problems] == [{"difficulty": 3}, {"difficulty": None}]
     with pytest.raises(FileNotFoundError, match=r"data.mix.1.path: no such file"):
         load(source="mix", mix=[{"source": "arithmetic"}, {"source": "file", "path": "gone.csv"}])
@@ -171,7 +171,7 @@ def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> Non
     rows = [{"problem": f"{n}", "answer": "1", "level": level} for n, level in enumerate(("Level 2", 5, "?", 2.5))]
     loaded = load(source="jsonl", path=write_jsonl(tmp_path / "r.jsonl", rows), level=(2, 2.5))
     assert [p.text for p in loaded.problems] == ["0", "3"]
-    assert loaded.dropped == {
+    assert loaded.dropped.counts == {
         "level outside data.level (2 to 2.5)": 1,
         "its level (data.columns.level) has no number, and data.level is given": 1,
     }
@@ -292,8 +292,8 @@ def test_what_cannot_be_rewarded_or_does_not_fit_is_dropped(
     config = config_of(write_jsonl(tmp_path / "rows.jsonl", rows), max_prompt_tokens=20)
     data = prepare(config, renderer, grader, ranks)
     assert [prompt.problem.id for prompt in data.prompts] == ["good"]
-    assert data.dropped.total() == 2
-    assert data.examples["prompt over data.max_prompt_tokens (20)"] == "long"
+    assert data.dropped.counts.total() == 2
+    assert data.dropped.examples["prompt over data.max_prompt_tokens (20)"] == "long"
     assert "dropped 1" in data.describe()
     assert "hopeless" in data.describe()
 
@@ -317,7 +317,7 @@ def test_hostile_rows_cost_neither_the_run_nor_its_time(
     data = prepare(config, renderer, grader, ranks)
     assert time.process_time() - start < 5  # tokenizing that problem alone would take longer
     assert [prompt.problem.id for prompt in data.prompts] == ["good", "odd"]
-    assert data.examples == {
+    assert data.dropped.examples == {
         "not JSON": "rows.jsonl:4",
         "not valid text: it contains half of a surrogate pair": "rows.jsonl:5",
         "id seen before": "rows.jsonl:7",
@@ -340,6 +340,6 @@ def test_nothing_left_is_an_error_with_the_reasons(
 def test_real_gsm8k_problems_all_become_prompts(shared_data: Path, renderer: Renderer, grader: Grader) -> None:
     loaded = load(source="gsm8k", path=str(shared_data / "gsm8k_test.jsonl"))
     assert len(loaded.problems) == 1319
-    assert not loaded.dropped
+    assert not loaded.dropped.counts
     verdicts = {result.verdict for result in grader.check_references([p.answer for p in loaded.problems])}
     assert verdicts == {Verdict.CORRECT}
