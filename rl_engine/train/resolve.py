@@ -15,7 +15,7 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
-from rl_engine.run.resumption import CONFIG, began_with, with_revision
+from rl_engine.run.resumption import began_with, settings_before, with_revision
 from rl_engine.sampling.sent import check_room
 from rollout.hub import newest_commit
 
@@ -57,7 +57,7 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
     found = [pin_revision(config, resume=resume) for config in configs]
     if len({config.model.revision for config in found}) == 1:
         return found
-    resumed = [resume and (Path(config.output_dir) / CONFIG).is_file() for config in found]
+    resumed = [resume and settings_before(Path(config.output_dir)) is not None for config in found]
     commits = {
         config.model.revision or newest_commit(config.model.name): config.output_dir
         for config in itertools.compress(found, resumed)

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rl_engine.config.resuming import value_at
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.resumption import CONFIG, began_with, with_revision
+from rl_engine.run.resumption import settings_before, with_revision
 from rollout.hub import newest_commit
 from rollout.models import locate_model, weights_in
 
@@ -28,11 +29,8 @@ def pin_revision(config: C, *, resume: bool) -> C:
     """
     if config.model.revision is not None or Path(locate_model(config.model.name)).is_absolute():
         return config
-    run = Path(config.output_dir)
-    if resume and (run / CONFIG).is_file():
-        commit = began_with(run, "model", "revision")
-    else:
-        commit = newest_commit(config.model.name)
+    before = settings_before(Path(config.output_dir)) if resume else None
+    commit = newest_commit(config.model.name) if before is None else value_at(before, "model.revision")
     return with_revision(config, commit)
 
 
