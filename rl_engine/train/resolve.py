@@ -17,7 +17,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.resumption import began_with, settings_before, with_revision
 from rl_engine.sampling.sent import check_room
-from rollout.hub import newest_commit
+from rollout.hub import commit_of
 
 
 def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
@@ -59,7 +59,7 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
         return found
     resumed = [resume and settings_before(Path(config.output_dir)) is not None for config in found]
     commits = {
-        config.model.revision or newest_commit(config.model.name): config.output_dir
+        config.model.revision or commit_of(config.model.name): config.output_dir
         for config in itertools.compress(found, resumed)
     }
     if len(commits) > 1:

@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.resuming import value_at
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.resumption import settings_before, with_revision
-from rollout.hub import newest_commit
+from rollout.hub import commit_of
 from rollout.models import locate_model, weights_in
 
 MODEL, REWARD = "model.name", "rewards.function"
@@ -30,7 +30,7 @@ def pin_revision(config: C, *, resume: bool) -> C:
     if config.model.revision is not None or Path(locate_model(config.model.name)).is_absolute():
         return config
     before = settings_before(Path(config.output_dir)) if resume else None
-    commit = newest_commit(config.model.name) if before is None else value_at(before, "model.revision")
+    commit = commit_of(config.model.name) if before is None else value_at(before, "model.revision")
     return with_revision(config, commit)
 
 
