@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from evals.asking.base_commit import commit_to_read, other_base
 from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
 from evals.launch.group import Launch
@@ -53,8 +54,11 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     for note in check_place(options):
         console.print(escape(note), soft_wrap=True)
     model = locate_model(options.model)
-    tokenizer = read_tokenizer(model, options.revision)
-    model_config = read_model_config(model, options.revision, f"--model {options.model}")
+    commit = commit_to_read(options.model, options.revision, options.adapters)
+    if commit is not None:
+        console.print(f"base model {options.model} at commit {commit}", soft_wrap=True, markup=False)
+    tokenizer = read_tokenizer(model, commit)
+    model_config = read_model_config(model, commit, f"--model {options.model}")
     policies = contenders(options, model_config, console)
     adapted = any(policy.ref is not None for policy in policies)
     check_servable(model_config, f"--model {options.model}", adapter=adapted)
@@ -68,14 +72,14 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     check_vocabulary(asked, model_config, tokenizer, f"--model {options.model}")
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
-    ends = end_tokens(model, options.revision, model_config, tokenizer)
+    remarks += other_base(options.model, options.revision, commit, options.adapters)
+    ends = end_tokens(model, commit, model_config, tokenizer)
     if message := Renderer(tokenizer, suites[0].prompt).endless_turn(ends, suites[0].sampling.stop):
         remarks.append(f"{message}; --template {PLAIN_TEMPLATE} asks as a base model is asked")
     if trained is not None:
         remarks += [*overridden(trained, suites[0].prompt), *model_overridden(options.model, trained)]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    commit = getattr(model_config, "_commit_hash", None)
     settings = settings_of(options, suites, policies, commit)
     with closing(PartialResults(options.output, settings, launch.rank)) as partial:
         if launch.is_main:
@@ -185,7 +189,7 @@ def sample_missing(
         if pending:
             mine = pending[launch.rank :: launch.count]
             with console.status("starting vLLM"):
-                settings = engine_settings(options, partial.settings["model"]["dtype"], suites, policies, launch)
+                settings = engine_settings(options, partial.settings["model"], suites, policies, launch)
                 engine = stack.enter_context(closing(start_engine(settings)))
             for policy in policies:
                 if policy.ref is not None:
@@ -204,17 +208,21 @@ def completions_at_once(options: EvalOptions) -> int:
 
 
 def engine_settings(
-    options: EvalOptions, dtype: Any, suites: Sequence[PreparedSuite], policies: Sequence[Policy], launch: Launch
+    options: EvalOptions,
+    base: dict[str, Any],
+    suites: Sequence[PreparedSuite],
+    policies: Sequence[Policy],
+    launch: Launch,
 ) -> EngineSettings:
-    """Settings of the one engine that serves all policies."""
+    """Settings of the one engine that serves all policies. `base`: the entry `model` of `settings_of`."""
     import torch
 
     adapters = [policy.ref for policy in policies if policy.ref is not None]
     longest = max(len(one.token_ids) + prepared.sampling.max_tokens for prepared in suites for one in prepared.prompts)
     return EngineSettings(
         model=locate_model(options.model),
-        revision=options.revision,
-        dtype=dtype,
+        revision=base["commit"],
+        dtype=base["dtype"],
         max_model_len=longest,
         lora_rank=max((ref.rank for ref in adapters), default=0),
         # On a CPU adapters take turns in one slot: only with one slot does the engine use our LoRA arithmetic, the same
@@ -269,7 +277,8 @@ def write(
     if options.records:
         write_samples(samples_path(options.output), suites, policies, partial)
     model = header["model"]
-    title = f"# {model['name']}, {model['dtype']}\n\n{header['when']}, seed {options.seed}\n"
+    at = f", commit {model['commit']}" if model["commit"] else ""
+    title = f"# {model['name']}, {model['dtype']}{at}\n\n{header['when']}, seed {options.seed}\n"
     remarks = "".join(f"- warning: {remark}\n" for remark in header["remarks"])
     sections = [title, remarks, *(markdown_of(result) for result in results)]
     write_synced(options.output.with_suffix(".md"), "\n".join(part for part in sections if part))

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from datafiles.formats import check_file
+from evals.asking.base_commit import revision_to_read
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
@@ -149,7 +150,8 @@ def check_prompt(options: EvalOptions) -> None:
 
 def wanted_of_hub(options: EvalOptions) -> list[HubItem]:
     """Everything that an evaluation reads from the hub: the model and the suites."""
-    items = hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
+    revision = revision_to_read(options.model, options.revision, options.adapters)
+    items = hub_items(ModelConfig(name=options.model, revision=revision), "--model")
     for suite in find_suites(options.suites):
         items += suite_hub_items(suite, options.data_dir, "--suite", "give --data-dir DIR")
     return items

@@ -32,8 +32,12 @@ class HubItem:
 
     @property
     def named(self) -> str:
-        """How messages name it: a model's name may have been meant as a directory."""
-        return f"no directory {self.repo} here, and" if self.kind == "model" else f"{self.repo} is on the hub, and"
+        """How messages name it: a model's name may have been meant as a directory, unless its revision is named."""
+        if self.kind == "dataset":
+            return f"{self.repo} is on the hub, and"
+        if self.revision is not None:
+            return f"{self.repo} at revision {self.revision} is on the hub, and"
+        return f"no directory {self.repo} here, and"
 
 
 class _UnreachableError(Exception):
@@ -106,12 +110,12 @@ def _ask(item: HubItem) -> None:
         raise _UnreachableError(f"answers {error.response.status_code} {error.response.reason_phrase}") from error
 
 
-def newest_commit(repo: str) -> str:
-    """The commit of a model's default branch: the hub's, or the one downloaded last where the hub may not be asked.
-    Call `check_hub` first."""
+def commit_of(repo: str, revision: str | None = None) -> str:
+    """The commit of a model's revision, by default of its default branch: the hub's, or the one downloaded last where
+    the hub may not be asked. Call `check_hub` first."""
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(repo, "config.json")).parent.name
+    return Path(hf_hub_download(repo, "config.json", revision=revision)).parent.name
 
 
 def _is_downloaded(item: HubItem) -> bool:

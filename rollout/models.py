@@ -7,6 +7,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,11 @@ def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
 
 def hub_items_of_config(model: ModelConfig) -> list[HubItem]:
     """The hub repositories needed to read only the model's config.json."""
-    return [] if Path(locate_config(model)).is_absolute() else hub_items(model)
+    if Path(locate_config(model)).is_absolute():
+        return []
+    shipped = (SHAPES / model.name / "config.json").is_file()
+    either = ", or model.revision=null to use the shape that ships with the project" if shipped else ""
+    return [replace(item, instead=f"{item.instead}{either}") for item in hub_items(model)]
 
 
 def check_tokenizer(name: str, key: str = "model.name") -> None:

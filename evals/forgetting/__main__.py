@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from evals.asking.base_commit import commit_to_read, other_base, revision_to_read
 from evals.command import (
     check_output,
     exit_with_error,
@@ -46,7 +47,7 @@ from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, write_synced
-from rollout.hub import check_hub
+from rollout.hub import HubItem, check_hub
 from rollout.models import (
     check_files,
     hub_items,
@@ -159,7 +160,7 @@ def main(
     try:
         check_quickly(options)
         check_files(model, "--model")
-        check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
+        check_hub(wanted_of_hub(options))
         print_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness shows a progress bar for every loop
         with stop.listening(), alone_at(output):
@@ -192,8 +193,14 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     from evals.forgetting.prompts import read_task_prompts
     from evals.forgetting.table import markdown, table, to_json
 
-    tokenizer = read_tokenizer(model, options.revision)
-    model_config = read_model_config(model, options.revision, f"--model {options.model}")
+    commit = commit_to_read(options.model, options.revision, options.adapters)
+    if commit is not None:
+        console.print(f"base model {options.model} at commit {commit}", soft_wrap=True, markup=False)
+    for message in other_base(options.model, options.revision, commit, options.adapters):
+        console.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+    options = replace(options, revision=commit)
+    tokenizer = read_tokenizer(model, commit)
+    model_config = read_model_config(model, commit, f"--model {options.model}")
     refuse_misfits(adapters, options.model, model_config)
     check_servable(model_config, f"--model {options.model}", adapter=bool(adapters))
     prompts = None
@@ -249,6 +256,11 @@ def check_quickly(options: ForgettingOptions) -> list[str]:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, and has no effect: {why}")
     check_writable(options.output.parent, "--output")
     return check_output(options.output, overwrite=options.overwrite, companions=[options.output.with_suffix(".md")])
+
+
+def wanted_of_hub(options: ForgettingOptions) -> list[HubItem]:
+    revision = revision_to_read(options.model, options.revision, options.adapters)
+    return hub_items(ModelConfig(name=options.model, revision=revision), "--model")
 
 
 def import_harness() -> ModuleType:

@@ -24,6 +24,7 @@ from rl_engine.run.resumption import (
     notes_on,
     read_run_config,
     refuse_changes,
+    settings_before,
     steps_on_record,
 )
 from rollout.files.durable import numbered
@@ -249,7 +250,7 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
     run = Path(config.output_dir)
     try:
         found = changes_since(run, config)
-    except ConfigError:
+    except ValueError:  # damaged
         return False
     except OSError:  # not readable now, which says nothing about the checkpoints
         found = []
@@ -329,8 +330,7 @@ def _occupied(run: Path) -> ConfigError:
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     """Raises `ConfigError` for a resumption without checkpoints, which would start over, if the run was past its first
     checkpoint, and so lost more than a step, or is to be extended, and so would repeat all steps."""
-    done = steps_on_record(read_metrics(run))
-    old = read_run_config(run / RUN_CONFIG) if (run / RUN_CONFIG).is_file() else {}
+    done, old = steps_on_record(read_metrics(run)), settings_before(run)
     every, ended = value_at(old, "checkpoint.every"), done > 0 and value_at(old, "train.steps") in (done, None)
     every = CHECKPOINT_EVERY.get(value_at(old, "method"), 1) if every is None else every
     if (longer and ended) or (every and done > every):

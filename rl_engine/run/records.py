@@ -108,7 +108,7 @@ class Records:
         write_synced(self.run / RUN_CONFIG, self.config.to_yaml())
         # After the configuration, which would otherwise seem edited if the process died between the two.
         write_synced(self.run / MARKER, marking(self.config.output_dir))
-        note_start(self.run, done, inputs_of(self.config))
+        note_start(self.run, done, inputs_of(self.config), self.config.model_dump(mode="json"))
         for step, path in rollout_files(self.run).items():
             if step > done:
                 path.unlink()

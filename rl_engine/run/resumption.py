@@ -15,12 +15,13 @@ from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG, ConfigError
 from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.origin.starts import read_starts
 from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
 HASH_CHARACTERS = 32
-WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
+WITHOUT_IT = "if it is removed, --resume compares the settings with those in starts.jsonl and with the checkpoint"
 
 
 def config_hash(config: Config | SftConfig, problems: str) -> str:
@@ -80,17 +81,28 @@ def check_length(planned: int | None, config: Config | SftConfig, steps: int) ->
 
 
 def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
-    """The differences from the configuration in the run's directory; empty if there is none.
+    """The differences from the settings that the run last trained with; empty if they are not on record.
 
-    Raises `ConfigError` if it cannot be read.
+    Raises `ConfigError` if they cannot be read.
     """
-    path = run / RUN_CONFIG
-    return changes(read_run_config(path), config) if path.is_file() else []
+    before = settings_before(run)
+    return changes(before, config) if before is not None else []
 
 
 def began_with(run: Path, section: str, key: str) -> Any:
-    """The value of `section.key` in a run's own configuration; None if there is no run or no such key."""
-    return value_at(read_run_config(run / RUN_CONFIG), f"{section}.{key}") if (run / RUN_CONFIG).is_file() else None
+    """The value of `section.key` that a run last trained with; None if there is no run or no such key."""
+    return value_at(settings_before(run), f"{section}.{key}")
+
+
+def settings_before(run: Path) -> dict[str, Any] | None:
+    """The settings that a run last trained with; None if they are not on record. Its config.yaml may have been edited
+    since, so they are those of its last start, and the file's only for a run of an earlier version.
+
+    Raises `ValueError` if either cannot be read.
+    """
+    stated = read_run_config(run / RUN_CONFIG) if (run / RUN_CONFIG).is_file() else None
+    starts = read_starts(run)
+    return starts[-1].get("settings", stated) if starts else stated
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
         hint = "; optim.lr=auto depends on train.steps: give optim.lr its old value"
     raise ConfigError(
         f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{hint}. Give what it was, "
-        "or another output_dir"
+        "or another output_dir; --overwrite starts over"
     )
 
 
@@ -145,11 +157,11 @@ def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: lis
         "changed": {change.key: {"from": change.old, "to": change.new} for change in found},
     }
     end = next((change.old for change in found if change.key == "train.steps"), None)
-    old = read_run_config(run / RUN_CONFIG)
+    before = settings_before(run)
     if (
         end is not None
         and isinstance(config, Config)
-        and not _is_due(end, (value_at(old, "eval.every", 0), config.eval.every))
+        and not _is_due(end, (value_at(before, "eval.every", 0), config.eval.every))
     ):
         for line in lines:
             if line["step"] == end:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_engine.config import Config
-from rl_engine.config.file import RUN_CONFIG, ConfigError
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision, settle_rate
 from rl_engine.plan.company import Place, settle_together
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
-from rl_engine.run.resumption import began_with
+from rl_engine.run.resumption import began_with, settings_before
 from rl_engine.sampling.sent import check_room
-from rollout.hub import newest_commit
+from rollout.hub import commit_of
 
 
 def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
@@ -55,9 +55,9 @@ def pinned(configs: Sequence[Config], *, resume: bool) -> list[Config]:
     found = [pin_revision(config, resume=resume) for config in configs]
     if len({config.model.revision for config in found}) == 1:
         return found
-    resumed = [resume and (Path(config.output_dir) / RUN_CONFIG).is_file() for config in found]
+    resumed = [resume and settings_before(Path(config.output_dir)) is not None for config in found]
     commits = {
-        config.model.revision or newest_commit(config.model.name): config.output_dir
+        config.model.revision or commit_of(config.model.name): config.output_dir
         for config in itertools.compress(found, resumed)
     }
     if len(commits) > 1:

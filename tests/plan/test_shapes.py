@@ -50,7 +50,10 @@ def test_a_directory_and_a_revision_come_before_the_shape(tmp_path: Path, monkey
     name = NAMES[0]
     assert locate_config(ModelConfig(name=name)) == str(SHAPES / name)
     assert locate_config(ModelConfig(name=name, revision="v2")) == name
-    assert hub_items_of_config(ModelConfig(name=name, revision="v2"))
+    (item,) = hub_items_of_config(ModelConfig(name=name, revision="v2"))
+    # As the config.yaml of a run notes it, which is planned on a machine without that commit.
+    assert item.named == f"{name} at revision v2 is on the hub, and"
+    assert item.instead.endswith("or model.revision=null to use the shape that ships with the project")
     organization = name.partition("/")[0]
     assert locate_config(ModelConfig(name=organization)) == organization
     monkeypatch.chdir(tmp_path)

@@ -104,7 +104,10 @@ def test_a_resumed_run_keeps_its_commit_on_the_hub(newest: Path, tmp_path: Path)
     assert pin_revision(given, resume=True) is given
     with pytest.raises(ConfigError, match=r"model\.revision was 'aaa' and is 'bbb'"):
         check_output(given, resume=True)
+    (run / "config.yaml").unlink()
+    assert pin_revision(config, resume=True) == began
     (run / "config.yaml").write_text(config.to_yaml())  # as an earlier version wrote it
+    (run / STARTS).unlink()
     assert pin_revision(config, resume=True) == config
     here = load_config("quickstart.yaml")
     assert pin_revision(here, resume=False) is here

@@ -390,6 +390,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(make_config: Callable
     with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint"):
         check_output(config, resume=True)
     (run / "config.yaml").write_text("train: null\ncheckpoint: null\n")
+    (run / "starts.jsonl").unlink()  # where the settings are too
     with pytest.raises(ConfigError, match=r"cannot be resumed with another configuration"):
         check_output(config, resume=True)
     (run / "config.yaml").write_text("")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+import yaml
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.fields import fields
@@ -125,7 +127,7 @@ def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) ->
 
 
 def test_a_length_edited_in_the_runs_own_file_is_seen(tmp_path: Path) -> None:
-    """There the edited configuration is compared with itself."""
+    """If the run is of an earlier version, the edited file is compared with itself."""
     for schedule, planned in (("constant", None), ("cosine", 25)):
         config = config_in(tmp_path, f"optim.schedule={schedule}")
         assert planned_length(config, config.train.steps) == planned
@@ -159,6 +161,45 @@ def test_what_would_be_another_run_is_refused(override: str, words: str, tmp_pat
         check_output(config_in(tmp_path, override), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "edited", "words"),
+    [
+        ("^seed: 0$", "seed: 1", "seed was 0 and is 1"),
+        ("^  lr: .*$", "  lr: '2e-3'", r"optim\.lr was 0\.001 and is 0\.002"),
+        ("^  max_prompt_tokens: 40\n", "", r"data\.max_prompt_tokens was 40 and is 512"),
+        ("^  rank: 1$", "  rank: 4", r"lora\.rank was 1 and is 4"),
+        ("^  name: embedded$", "  name: /models/mine", r"model\.name was 'embedded' and is '/models/mine'"),
+        ("^  format_weight: .*$", "  format_weight: 2", r"rewards\.format_weight was 0\.0 and is 2\.0"),
+        ("^  steps: 25$", "  steps: 2", r"train\.steps was 25 and is 2 \(it may be raised, not lowered\)"),
+    ],
+)
+def test_an_edit_of_the_runs_own_file_is_named(pattern: str, edited: str, words: str, tmp_path: Path) -> None:
+    """It was refused by a digest, after everything had been loaded, and without the name of the key."""
+    begun(tmp_path, config_in(tmp_path), steps=1)
+    text, count = re.subn(pattern, edited, (tmp_path / "config.yaml").read_text(), flags=re.MULTILINE)
+    assert count == 1
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"^{tmp_path} cannot be resumed with another configuration: {words}") as told:
+        check_output(load_config(str(tmp_path / "config.yaml")), resume=True)
+    assert str(told.value).endswith(". Give what it was, or another output_dir; --overwrite starts over")
+
+
+def test_what_may_change_is_noted_from_the_runs_own_file_too(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), steps=1)
+    file = tmp_path / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    file.write_text("# mine\n" + yaml.safe_dump({key: tree[key] for key in reversed(tree)}) + "\n\n")
+    assert check_output(load_config(str(file)), resume=True) == []
+    tree["train"]["steps"] = 40
+    file.write_text(yaml.safe_dump(tree))
+    longer = load_config(str(file))
+    (told,) = check_output(longer, resume=True)
+    assert told.endswith("train.steps was 25 and is 40")
+    Records(tmp_path, longer).open(1)
+    assert json.loads((tmp_path / RESUMED).read_text())["changed"] == {"train.steps": {"from": 25, "to": 40}}
+    assert check_output(longer, resume=True) == []
+
+
 def test_a_supervised_run_grows_where_its_rate_allows(tmp_path: Path) -> None:
     """Its learning rate must not depend on its length."""
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant"))
@@ -180,6 +221,7 @@ def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path)
     text = (tmp_path / "config.yaml").read_text()
     assert "  clip_norm: 0.0\n" in text
     (tmp_path / "config.yaml").write_text(text.replace("  clip_norm: 0.0\n", ""))
+    (tmp_path / "starts.jsonl").unlink()  # of a version that noted no settings there
     assert check_output(config_in(tmp_path), resume=True) == []
 
 

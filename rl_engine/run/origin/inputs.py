@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from rl_engine.config import Config
-from rl_engine.config.file import RUN_CONFIG, ConfigError
+from rl_engine.config.fields import value_at
+from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.resumption import began_with
-from rollout.hub import newest_commit
+from rl_engine.run.resumption import settings_before
+from rollout.hub import commit_of
 from rollout.models import locate_model, weights_in
 
 MODEL, REWARD = "model.name", "rewards.function"
@@ -28,11 +29,8 @@ def pin_revision(config: C, *, resume: bool) -> C:
     """
     if config.model.revision is not None or Path(locate_model(config.model.name)).is_absolute():
         return config
-    run = Path(config.output_dir)
-    if resume and (run / RUN_CONFIG).is_file():
-        commit = began_with(run, "model", "revision")
-    else:
-        commit = newest_commit(config.model.name)
+    before = settings_before(Path(config.output_dir)) if resume else None
+    commit = commit_of(config.model.name) if before is None else value_at(before, "model.revision")
     return config.with_values("model", revision=commit)
 
 

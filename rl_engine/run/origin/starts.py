@@ -1,4 +1,4 @@
-"""A process that begins or resumes a run → a line of starts.jsonl: when, where, with which code and which command."""
+"""A process that begins or resumes a run → a line of starts.jsonl: when, where, with which code, command, settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STARTS = "starts.jsonl"
 """Two objects per process, one for its start and one for its end; a killed process leaves only the first."""
 
 
-def note_start(run: Path, done: int, inputs: Mapping[str, str]) -> None:
+def note_start(run: Path, done: int, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """Record that this process continues the run after step `done`; −1 is a new run and clears earlier records.
-    `inputs`: digests of what it reads besides its data (`inputs.py`)."""
+    `inputs`: digests of what it reads besides its data (`inputs.py`). `settings`: its configuration, nested."""
     start = {
         "began": _now(),
         "after_step": max(done, 0),
@@ -28,6 +28,7 @@ def note_start(run: Path, done: int, inputs: Mapping[str, str]) -> None:
         "versions": package_versions(),
         "commit": commit(),
         "inputs": {**inputs},
+        "settings": {**settings},
     }
     _append(run, start, anew=done < 0)
 
