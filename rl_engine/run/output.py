@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evals.launch.group import strangers
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.resuming import ResumeRule, value_at
@@ -323,7 +324,9 @@ def refuse_occupied(run: Path) -> None:
 
 
 def _occupied(run: Path) -> ConfigError:
-    return ConfigError(f"output_dir: another process is training in {run}")
+    return ConfigError(
+        f"output_dir: another process is training in {run}: wait for it, or give another output_dir{strangers()}"
+    )
 
 
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
