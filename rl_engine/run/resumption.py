@@ -21,6 +21,7 @@ RESUMED = "resumed.jsonl"
 CONFIG = "config.yaml"
 HASH_CHARACTERS = 32
 C = TypeVar("C", Config, SftConfig)
+UP_TO_ROUNDING = "from here on the run equals an uninterrupted one up to rounding, no longer bit for bit"
 WITHOUT_IT = "if it is removed, --resume compares the settings with the checkpoint alone"
 
 
@@ -129,10 +130,7 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
         yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, changed))}"
     rounded = [change.key for change in changed if change.rule is ResumeRule.ROUNDING]
     if rounded:
-        yield (
-            f"{', '.join(rounded)}: from here on the run equals an uninterrupted one up to rounding, no longer bit for "
-            "bit"
-        )
+        yield f"{', '.join(rounded)}: {UP_TO_ROUNDING}"
 
 
 def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: list[dict[str, float]]) -> None:
