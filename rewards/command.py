@@ -10,7 +10,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -39,8 +39,13 @@ LIMITS = {
 
 # DeepSpeed's launcher gives each of its processes this argument, besides the variable LOCAL_RANK, which we read.
 OF_LAUNCHER = "--local_rank={}"
-# The names that MPI and Slurm have for LOCAL_RANK.
-LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+# The names that MPI (Open MPI; MPICH and Intel's; MVAPICH) and Slurm have for RANK and LOCAL_RANK.
+LOCAL_RANKS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "MPI_LOCALRANKID"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_LOCALID"),
+)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
 # them exits.
@@ -162,13 +167,22 @@ def settle_rank() -> None:
         for name in ("RANK", "LOCAL_RANK"):
             given.pop(name, None)
     elif "RANK" in given and "LOCAL_RANK" not in given:
-        if (local_rank := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
+        if (local_rank := _local_rank_of_launcher(given)) is None:
             # A PyTorchJob tells its first process localhost too, alone on its machine.
             address = given.get("MASTER_ADDR")
             together = address in LOOPBACK and (given["RANK"] != "0" or address != "localhost")
             given.setdefault("LOCAL_WORLD_SIZE", given["WORLD_SIZE"] if together else "1")
             local_rank = given["RANK"] if together else "0"
         given["LOCAL_RANK"] = local_rank
+
+
+def _local_rank_of_launcher(given: Mapping[str, str]) -> str | None:
+    """What MPI or Slurm calls LOCAL_RANK. It is another process's if its RANK is another: a script that Slurm runs as
+    process 0 passes these variables on to every process that it starts by hand."""
+    for rank, local_rank in LOCAL_RANKS:
+        if local_rank in given and given.get(rank, given["RANK"]) == given["RANK"]:
+            return given[local_rank]
+    return None
 
 
 def _terminated_within(within_s: float) -> bool:

@@ -14,8 +14,12 @@ from datetime import timedelta
 PATIENCE = timedelta(hours=12)
 # Variables that torchrun and DeepSpeed's launcher set for each process. LOCAL_RANK, which has a default, is not listed.
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# The number of processes that MPI or Slurm started together, in a process that one of them started.
+TOGETHER = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 # How gloo says it, which a single process uses too.
 NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+)")
+# How NCCL says that processes were not told which of them takes which card.
+SAME_CARD = re.compile(r"Duplicate GPU detected\s*:\s*rank (?P<one>\d+) and rank (?P<other>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +59,31 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return not missing
 
 
+def strangers(environment: Mapping[str, str] = os.environ) -> str:
+    """Says that MPI or Slurm started processes that do not know each other, and what makes them ranks of one run; empty
+    for a process that was started alone or as a rank."""
+    found = next((name for name in TOGETHER if environment.get(name, "1") != "1"), None)
+    if found is None or "WORLD_SIZE" in environment:
+        return ""
+    return (
+        f"; {found} is {environment[found]}, and these processes are ranks of one run only if each is told RANK, "
+        "WORLD_SIZE, MASTER_ADDR and MASTER_PORT: start torchrun once on each machine, and it tells them"
+    )
+
+
 @contextlib.contextmanager
 def joining() -> Iterator[None]:
     """Raises `ValueError` where gloo does not find the network interface that it is told, as one that is another
-    machine's."""
+    machine's, and where nccl finds two ranks on one card."""
     try:
         yield
     except RuntimeError as error:
+        if (shared := SAME_CARD.search(str(error))) is not None:
+            raise ValueError(
+                f"ranks {shared['one']} and {shared['other']} have the same card, as LOCAL_RANK is "
+                f"{os.environ.get('LOCAL_RANK', '0')} here: start the processes with torchrun, or set LOCAL_RANK to "
+                "each one's number on its machine"
+            ) from error
         if (found := NO_INTERFACE.search(str(error))) is None:
             raise
         there = [name for _, name in socket.if_nameindex()]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from evals.launch.group import strangers
 from rl_engine.config import Config
 from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG, ConfigError
@@ -16,10 +18,12 @@ from rl_engine.config.resuming import ResumeRule
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock
+from rl_engine.run.origin.environment import ranks
 from rl_engine.run.origin.inputs import changed_inputs
 from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import METRICS, WRITTEN, read_metrics
 from rl_engine.run.resumption import (
+    UP_TO_ROUNDING,
     changes_since,
     notes_on,
     read_run_config,
@@ -210,8 +214,8 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     if not newest:
         _refuse_lost_checkpoints(run, longer=any(change.rule is ResumeRule.LENGTH for change in found))
         return [f"the run in {run} has no checkpoint: it starts from the beginning"]
-    starts = read_starts(run)
-    notes = [*notes_on(found), *changed_inputs(config, starts[-1].get("inputs", {}) if starts else {})]
+    (last,) = read_starts(run)[-1:] or [{}]
+    notes = [*notes_on(found), *_other_ranks(last), *changed_inputs(config, last.get("inputs", {}))]
     # The newest step's own line may still be in the checkpoint. A supervised run does not record every step.
     lost = {*range(1, newest)} - {line["step"] for line in lines} if isinstance(config, Config) else ()
     if lost:
@@ -220,6 +224,14 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
             "their metrics are lost, and the run continues without them"
         )
     return notes
+
+
+def _other_ranks(last: Mapping[str, Any]) -> list[str]:
+    """A message if another number of ranks was at work when the run last trained."""
+    before, now = last.get("ranks", ranks()), ranks()
+    return (
+        [] if now == before else [f"the run last trained on {before} rank(s), and continues on {now}: {UP_TO_ROUNDING}"]
+    )
 
 
 def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
@@ -324,7 +336,9 @@ def refuse_occupied(run: Path) -> None:
 
 
 def _occupied(run: Path) -> ConfigError:
-    return ConfigError(f"output_dir: another process is training in {run}")
+    return ConfigError(
+        f"output_dir: another process is training in {run}: wait for it, or give another output_dir{strangers()}"
+    )
 
 
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:

@@ -21,6 +21,7 @@ from rollout.files.durable import naming
 RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
 HASH_CHARACTERS = 32
+UP_TO_ROUNDING = "from here on the run equals an uninterrupted one up to rounding, no longer bit for bit"
 WITHOUT_IT = "if it is removed, --resume compares the settings with those in starts.jsonl and with the checkpoint"
 
 
@@ -136,10 +137,7 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
         yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, changed))}"
     rounded = [change.key for change in changed if change.rule is ResumeRule.ROUNDING]
     if rounded:
-        yield (
-            f"{', '.join(rounded)}: from here on the run equals an uninterrupted one up to rounding, no longer bit for "
-            "bit"
-        )
+        yield f"{', '.join(rounded)}: {UP_TO_ROUNDING}"
 
 
 def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: list[dict[str, float]]) -> None:

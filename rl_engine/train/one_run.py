@@ -82,7 +82,8 @@ def train_in_place(
                 raise RunFailedError(f"step {run.step}: {error}\n{how_to_continue(run)}") from error
             finally:
                 with contextlib.closing(run.sampler.engine):
-                    run.records.close()
+                    if ranks.is_main:
+                        run.records.close()
             if ranks.is_main:
                 paths = reported(run, output)
                 lines = read_metrics(output)

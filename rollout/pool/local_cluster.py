@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,8 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes
 def join_ray(address: str) -> None:
     """Join the cluster at `address`. Raises `PoolError` when it does not accept this process."""
     with starting(f"rollout.address is {address}, and the Ray cluster there did not accept this process", NOT_JOINED):
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        # `ray.init` itself would try for a quarter of an hour to reach a head that is stopped.
+        within(partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR), SILENT_S)
 
 
 def leave_ray() -> None:

@@ -330,6 +330,11 @@ def test_a_rank_of_another_program_silences_no_command(
         ),
         ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_LOCALID": "1"}, {"LOCAL_RANK": "1"}),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "SLURM_LOCALID": "0"}, {}),
+        ({"RANK": "3", "WORLD_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALRANKID": "1"}, {"LOCAL_RANK": "1"}),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+            {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"},
+        ),
         ({"WORLD_SIZE": "4"}, {}),
     ],
     ids=[
@@ -342,6 +347,8 @@ def test_a_rank_of_another_program_silences_no_command(
         "first",
         "Slurm",
         "torchrun-in-Slurm",
+        "Intel-MPI",
+        "by-hand-in-Slurm",
         "nobody",
     ],
 )

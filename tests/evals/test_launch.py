@@ -66,6 +66,15 @@ def test_an_interface_that_is_not_there_is_named() -> None:
         raise RuntimeError("another")
 
 
+def test_ranks_that_have_one_card_are_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL says so where processes were started by hand with a RANK and no LOCAL_RANK."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    said = "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 3b000"
+    told = r"^ranks 1 and 0 have the same card, as LOCAL_RANK is 0 here: start .* torchrun, or set LOCAL_RANK to each"
+    with pytest.raises(ValueError, match=told), joining():
+        raise dist.DistBackendError(f"NCCL error in: NCCLUtils.cpp:94, invalid usage, NCCL version 2.29\n{said}")
+
+
 @pytest.mark.parametrize(
     ("count", "missing", "launched"),
     [

@@ -74,6 +74,22 @@ def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     assert read_starts(run)[0].pop("inputs").keys() == {"model.name", "rewards.function"}
 
 
+def test_another_number_of_ranks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They add up gradients in another order, and no key of the configuration says how many there are."""
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"])
+    Records(tmp_path, config).open(-1)
+    (tmp_path / "checkpoints" / "step000001").mkdir(parents=True)
+    assert check_output(config, resume=True) == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (told,) = check_output(config, resume=True)
+    assert told == (
+        "the run last trained on 1 rank(s), and continues on 2: from here on the run equals an uninterrupted one up to "
+        "rounding, no longer bit for bit"
+    )
+    Records(tmp_path, config).open(1)
+    assert check_output(config, resume=True) == []
+
+
 @pytest.fixture
 def newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file with the newest commit of acme/tiny, downloaded at the commits aaa and bbb. The hub is not asked."""

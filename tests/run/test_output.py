@@ -73,9 +73,28 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
             lambda: sole_writer(config_in(run), overwrite=True).__enter__(),
             lambda: dry_output(config_in(run), Beginning(resume=True)),
         ):
-            with pytest.raises(ConfigError, match="another process is training in"):
+            with pytest.raises(
+                ConfigError, match=f"another process is training in {run}: wait for it, or .*output_dir$"
+            ):
                 refused()
         assert contents(run) == {**before, ".lock": b""}
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_of_mpi_or_slurm_are_told_what_makes_them_one_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`srun python -m rl_engine.train` starts as many runs as there are processes, in one directory."""
+    with sole_writer(config_in(tmp_path), overwrite=False):
+        for value, settled, said in (("2", None, True), ("1", None, False), ("2", "2", False)):
+            monkeypatch.setenv(name, value)
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+            if settled is not None:
+                monkeypatch.setenv("WORLD_SIZE", settled)
+            with pytest.raises(ConfigError) as refused:
+                sole_writer(config_in(tmp_path), overwrite=False).__enter__()
+            told = f"; {name} is 2, and these processes are ranks of one run only if each is told RANK, WORLD_SIZE"
+            assert (told in str(refused.value)) == said
 
 
 @pytest.mark.parametrize(

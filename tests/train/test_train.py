@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from rewards import Verdict
 from rl_engine.report.plot import plot_run
 from rl_engine.run.checkpoint import Checkpoints
+from rl_engine.run.origin.starts import STARTS
 from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
@@ -289,6 +290,9 @@ def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> Non
     assert [line["reward/mean"] for line in read_metrics(two)[1:]] == [
         line["reward/mean"] for line in read_metrics(run_dir)[1:]
     ]
+    # One rank alone writes records: its start and its end.
+    began, ended = [json.loads(line) for line in (two / STARTS).read_text(encoding="utf-8").splitlines()]
+    assert (began["ranks"], list(ended)) == (2, ["ended"])
 
 
 def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: Path) -> None:

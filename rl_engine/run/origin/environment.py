@@ -32,6 +32,11 @@ def machine() -> str:
     return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {cpus}"
 
 
+def ranks() -> int:
+    """The number of processes that train together: 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def commit() -> str | None:
     """The commit of the source, with `+` if files differ from it; None for an installed wheel."""
     if not (SOURCE / ".git").exists():

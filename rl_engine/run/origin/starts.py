@@ -10,7 +10,7 @@ from typing import Any
 
 from datafiles.text import json_lines
 from evals.scoring.versions import package_versions
-from rl_engine.run.origin.environment import command, commit, machine
+from rl_engine.run.origin.environment import command, commit, machine, ranks
 from rollout.files.durable import write_synced
 
 STARTS = "starts.jsonl"
@@ -25,6 +25,7 @@ def note_start(run: Path, done: int, inputs: Mapping[str, str], settings: Mappin
         "after_step": max(done, 0),
         "command": command(),
         "machine": machine(),
+        "ranks": ranks(),
         "versions": package_versions(),
         "commit": commit(),
         "inputs": {**inputs},

@@ -211,6 +211,18 @@ def test_ray_that_does_not_start_or_take_us_is_one_line(said: Exception, monkeyp
     assert "\n" not in f"{started.value}{joined.value}"
 
 
+def test_a_head_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system accepts connections to a stopped process, so Ray does not fail: it tries again, for minutes."""
+    from rollout.pool.local_cluster import join_ray
+
+    woken = threading.Event()
+    monkeypatch.setattr("ray.init", lambda **_: woken.wait(60))
+    monkeypatch.setattr("rollout.pool.local_cluster.SILENT_S", 0.2)
+    with pytest.raises(PoolError, match=r"^rollout.address is head:6379, and .* Ray has not answered for 0 s: "):
+        join_ray("head:6379")
+    woken.set()
+
+
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
     """Its processes listen only on the loopback interface, and require a token."""
     found = []
