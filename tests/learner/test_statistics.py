@@ -83,6 +83,14 @@ def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
     assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
 
 
+def test_small_losses_are_not_lost_beside_large_ones(ranks: Ranks) -> None:
+    """In float32, 2²⁴ + 1 is 2²⁴."""
+    statistics = StepStatistics(ranks)
+    for advantage in (2.0**25, 2.0):
+        count(statistics, (-1.0,), LossConfig(), advantage=advantage)
+    assert statistics.totals().loss == -(2**24) - 1
+
+
 def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
     """The weights policy/sampler are 1 and 4; the second is outside and truncated to 2."""
     statistics = StepStatistics(ranks)
