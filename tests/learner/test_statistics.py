@@ -102,6 +102,7 @@ def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
     count(statistics, (-1.0, -2.0, -3.0), LossConfig(), advantage=-1.0)
     stats = statistics.totals()
     assert stats.loss == pytest.approx(-0.5 * 2 + 0.5 * 3)
+    assert stats.correction == {}
     assert stats.entropy == pytest.approx(0.45)
     assert stats.gap.kl == pytest.approx(0.5 * LOG2**2 / 4)
     assert stats.gap.logprob_max == pytest.approx(LOG2)
