@@ -97,7 +97,6 @@ class EvalReport:
         return found
 
     def write(self, directory: Path) -> Path:
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.suite}-{self.adapter}.json"
         write_synced(path, json.dumps(asdict(self), indent=2) + "\n")
         return path

@@ -22,7 +22,7 @@ class Activity:
     _sampling: frozenset[Hashable] = field(default=frozenset(), init=False)
     _waits: bool = field(default=False, init=False)
     _busy_s: dict[Hashable, float] = field(default_factory=dict, init=False)
-    """Seconds that each worker has sampled, for the current workers and those lost since `mark`."""
+    """Seconds that each worker has sampled since `mark`, also one that is lost; a worker that has not is left out."""
     _there_s: float = field(default=0.0, init=False)
     """Worker-seconds that should have been available."""
     _tail_s: float = field(default=0.0, init=False)
@@ -37,16 +37,14 @@ class Activity:
         """Start counting from now."""
         self._advance()
         self._since = self._seen
-        self._busy_s = dict.fromkeys(self._busy_s, 0.0)
+        self._busy_s = {}
         self._there_s = self._tail_s = 0.0
         self._queue_s = []
 
-    def see(self, members: Iterable[Hashable], sampling: Collection[Hashable], *, waits: bool) -> None:
-        """Record the state from now on: the workers that exist, those that sample, and whether work is waiting."""
+    def see(self, sampling: Collection[Hashable], *, waits: bool) -> None:
+        """Record the state from now on: the workers that sample, and whether work is waiting."""
         self._advance()
         self._sampling, self._waits = frozenset(sampling), waits
-        for member in members:
-            self._busy_s.setdefault(member, 0.0)
 
     def resize(self, workers: int) -> None:
         """Set how many workers there should be from now on."""
@@ -75,7 +73,6 @@ class Activity:
         }
         if self._queue_s:
             figures["queue_s"] = sum(self._queue_s) / len(self._queue_s)
-        self._busy_s = {member: seconds for member, seconds in self._busy_s.items() if member in members}
         return figures
 
     def _advance(self) -> None:

@@ -319,7 +319,7 @@ class RayPool:
             self._activity.begun(item)
             worker.samples.append(worker.sample(item, self._by(self.settings.piece_timeout_s)))
         sampling = [worker for worker in self._workers if worker.samples]
-        self._activity.see(self._workers, sampling, waits=any(item.ready for queue in queues for item in queue))
+        self._activity.see(sampling, waits=any(item.ready for queue in queues for item in queue))
 
     def _next_call(self, worker: Member, idle: bool) -> Call | None:
         """A worker's next request besides sampling; none during sampling if it samples one item at a time."""

@@ -41,6 +41,8 @@ USER, SYSTEM = {"role": "user", "content": "1+1=?"}, {"role": "system", "content
         ([{"role": "user", "content": [{"type": "image"}]}], "problem has a turn that is not text alone"),
         ([SYSTEM], "problem has no turn of the user"),
         ([], "problem is a list, not a text"),
+        ("[]", ("[]", "")),
+        ('{"a"}', ('{"a"}', "")),
         ({"a": 1}, "problem is a mapping, not a text"),
         (None, "no problem"),
     ],

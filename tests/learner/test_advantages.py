@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -28,9 +30,17 @@ def test_leave_one_out_subtracts_the_mean_of_the_others() -> None:
 
 
 def test_group_mean_std_advantages_by_hand() -> None:
-    """Rewards 1, 0, 0, 0: mean ¼, squared deviations 9/16 + 3 · 1/16 = ¾, over 3: std ½."""
-    advantages = group_mean_std(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(advantages, torch.tensor([[0.75, -0.25, -0.25, -0.25]]) / (0.5 + 1e-4))
+    """Rewards 1, 0, 0, 0: mean ¼, squared deviations 9/16 + 3 · 1/16 = ¾, over 3: std ½. Of 3, 1, 1, 3: std √(4/3)."""
+    advantages = group_mean_std(torch.tensor([[1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 1.0, 3.0]]))
+    first = torch.tensor([0.75, -0.25, -0.25, -0.25]) / (0.5 + 1e-4)
+    second = torch.tensor([1.0, -1.0, -1.0, 1.0]) / (math.sqrt(4 / 3) + 1e-4)
+    torch.testing.assert_close(advantages, torch.stack([first, second]))
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_groups_advantages_do_not_depend_on_the_others(baseline: str) -> None:
+    step = [group(1.0, 0.0, 0.0, 0.0), group(2.0, 1.0, 2.0, 1.0), group(0.0, 9.0), group(0.0, 1.0, 1.0, 1.0)]
+    assert advantages_of(step, baseline) == [advantages_of([each], baseline)[0] for each in step]
 
 
 def test_each_group_of_a_step_has_its_own_baseline() -> None:

@@ -178,5 +178,8 @@ def test_nan_in_the_canary_is_no_agreement() -> None:
 def test_without_limits_everything_but_nan_passes() -> None:
     """The sampler has been checked against the versions that sampled; what was learned since may be any amount."""
     check_gap(gap(1e9, logprob_max=math.inf), None)
+    check_gap(gap(1e-3), LIMITS)
+    with pytest.raises(SamplerGapError, match=r"limit 0\.001"):
+        check_gap(gap(1.1e-3), LIMITS)
     with pytest.raises(SamplerGapError, match=r"^sampler/kl is NaN: .*Nothing was updated"):
         check_gap(gap(math.nan), None)

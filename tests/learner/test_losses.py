@@ -28,7 +28,7 @@ from rl_engine.learner.losses import (
     sampler_weight,
     token_ratio,
 )
-from rl_engine.learner.objective import objective
+from rl_engine.learner.objective import needs_base, needs_every_group, objective
 from rl_engine.policy.micro_batch import MicroBatch
 
 LOG2 = math.log(2)
@@ -134,6 +134,10 @@ def test_bounds_are_hit_only_in_the_advantages_direction() -> None:
     assert hits(ratio, advantage, torch.ones(1, 5, dtype=torch.bool), 0.2, 0.2) == [1, 1]
     assert hits(ratio, advantage, torch.zeros(1, 5, dtype=torch.bool), 0.2, 0.2) == [0, 0]
     assert hits(ratio, advantage, torch.ones(1, 5, dtype=torch.bool), math.inf, math.inf) == [0, 0]
+    # At a bound, within both, or without an advantage, the clipped loss still has its gradient.
+    ratio, advantage = row(0.5, 1.5, 1.0, 1.0, 0.25, 2.0), row(-1.0, 1.0, -0.5, 0.5, 0.0, 0.0)
+    assert hits(ratio, advantage, torch.ones(1, 6, dtype=torch.bool), 0.5, 0.5) == [0, 0]
+    assert hits(row(0.25, 2.0), row(-0.1, 0.1), ONES, 0.5, 0.5) == [1, 1]
 
 
 # KL to the base.
@@ -208,6 +212,15 @@ def test_a_sequence_weight_is_cut_for_the_whole_completion() -> None:
         assert out.tolist() == [[True, True, False]]
 
 
+def test_a_weight_at_its_bound_is_inside_and_none_has_a_gradient() -> None:
+    log_ratio = row(0.0, LOG2).requires_grad_()
+    for action in ("truncate", "mask"):
+        weight, out = sampler_weight(log_ratio, ONES, level="token", action=action, low=1.0, high=2.0)
+        assert weight.tolist() == [[1.0, 2.0]]
+        assert not out.any()
+        assert not weight.requires_grad
+
+
 # Normalizers.
 
 
@@ -269,6 +282,20 @@ def test_a_correction_bounds_the_ratio_to_the_sampler() -> None:
     assert total({"sampler_correction": "token_mask", "correction_max": 1.5}) == pytest.approx(-0.5 * 2.0)
 
 
+def test_a_correction_is_counted_over_tokens_alone() -> None:
+    """The ratios to the sampler are 1 and 4 in one completion, and 2 in the other, which is one token shorter."""
+    made = [
+        TrainingSample(prompt_ids=(1,), completion_ids=ids, behaviour_logprobs=(-2.0,) * len(ids), advantage=1.0)
+        for ids in ((2, 3), (4,))
+    ]
+    logprob = torch.tensor([[-2.0, -2.0 + 2 * LOG2], [-2.0 + LOG2, 50.0]])
+    config = LossConfig(sampler_correction="token_truncate", correction_max=3.0)
+    result = objective(config, collate(made, pad_id=0, layout="padded"), logprob, torch.zeros(2, 2), None)
+    assert result.corrected is not None
+    assert [float(part) for part in result.corrected] == pytest.approx([1 + 3 + 2, 1])
+    assert float(result.loss) == pytest.approx(-6)
+
+
 def test_the_ratio_is_relative_to_old_logprobs() -> None:
     """In a later update of a step, the ratio is 2 to the step's start, whose own ratio to the sampler is ½."""
     batch = replace(micro_batch(), old_logprob_BC=row(-1.0, -2.0 - LOG2))
@@ -276,6 +303,43 @@ def test_the_ratio_is_relative_to_old_logprobs() -> None:
     result = objective(config, batch, row(-1.0, -2.0), row(0.0, 0.0), None)
     assert float(result.loss) == pytest.approx(-0.5 * 2.0 * (1 + 2 * 0.5))
     assert result.log_ratio_N.tolist() == pytest.approx([0.0, LOG2])
+
+
+def gradient_of(settings: dict[str, Any], base: Tensor | None = None) -> Tensor:
+    """The gradient at the learner's log-probabilities −1 and −2 + ln 2, where the sampler's are −1 and −2."""
+    logprob = row(-1.0, -2.0 + LOG2).requires_grad_()
+    loss = objective(LossConfig(**settings), micro_batch(), logprob, row(0.3, 0.5), base).loss
+    (gradient,) = torch.autograd.grad(loss, logprob)
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "corrected"),
+    # The ratios to the sampler are 1 and 2. GSPO's tokens share one ratio, and so the mean of the weights.
+    [("ppo_clip", (-1.0, -2.0)), ("cispo", (-1.0, -2.0)), ("gspo", (-1.5, -1.5))],
+)
+def test_a_first_update_has_the_policy_gradient(name: str, corrected: tuple[float, float]) -> None:
+    """The completion's weight of ½ times its advantage of 2, times the correction if there is one."""
+    torch.testing.assert_close(gradient_of({"name": name, "sampler_correction": "none"}), row(-1.0, -1.0))
+    torch.testing.assert_close(gradient_of({"name": name}), row(*corrected))
+
+
+def test_a_penalty_on_the_advantage_adds_no_gradient_of_its_own() -> None:
+    """The second token's advantage falls by 0.2 ln 2; its ratio to the sampler is 2."""
+    found = gradient_of({"kl_coef": 0.2, "kl_penalty": "advantage"}, row(-1.0, -2.0))
+    torch.testing.assert_close(found, row(-1.0, -0.5 * 2 * (2 - 0.2 * LOG2)))
+    assert total({"kl_penalty": "advantage"}) == total({})
+
+
+def test_what_the_terms_of_a_loss_need() -> None:
+    for coefficient in (1e-4, 1.0):
+        assert needs_base(LossConfig(kl_coef=coefficient))
+        assert needs_every_group(LossConfig(kl_coef=coefficient))
+        for entropy_coef in (coefficient, -coefficient):
+            assert needs_every_group(LossConfig(entropy_coef=entropy_coef))
+            assert not needs_base(LossConfig(entropy_coef=entropy_coef))
+    assert not needs_base(LossConfig())
+    assert not needs_every_group(LossConfig())
 
 
 # The configuration.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_engine.config import LossConfig
-from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.batching import LAYOUTS, TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.objective import objective
 from rl_engine.policy.attention import PACKED_SHARED, PackedRows
 from rl_engine.policy.logprobs import CHUNK, token_logprobs, token_logprobs_of_trained_head
@@ -104,11 +104,21 @@ def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[Tra
     assert len(pack(samples, 1, "padded")) == len(samples)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_micro_batch_is_measured_by_its_positions(layout: str, samples: list[TrainingSample]) -> None:
+    rows = [replace(sample, prompt_ids=samples[i % 3].prompt_ids) for i, sample in enumerate(samples)]
+    positions = collate(rows, pad_id=0, layout=layout).input_ids_BT.numel()
+    assert len(pack(rows, positions, layout)) == 1
+    assert len(pack(rows, positions - 1, layout)) == 2
+
+
 def test_ranks_share_all_micro_batches_in_equally_many_passes(samples: list[TrainingSample]) -> None:
     batches = pack(samples, 40, "padded")
     for ranks in (1, 2, 3, len(batches) + 1):
         shares = [share_of_rank(batches, rank, ranks) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
+        # What fills up a rank's passes weighs nothing, and the rest as before.
+        assert sum(s.weight for share in shares for batch in share for s in batch) == pytest.approx(1 / 20)
         real = [s for share in shares for batch in share for s in batch if s.advantage != 0.0]
         assert sorted(s.advantage for s in real) == sorted(s.advantage for s in samples)
 
@@ -170,6 +180,8 @@ def test_a_packed_batch_is_one_row_without_padding() -> None:
     assert batch.position_ids_BT is not None
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 2]]
     assert batch.attention_mask_BT is None
+    assert isinstance(batch.layout, PackedRows)
+    assert batch.layout.bounds.tolist() == [0, 3, 6]
     assert batch.source_N.tolist() == [1, 3, 4]
     assert batch.target_N.tolist() == [7, 9, 10]
     assert batch.behaviour_logprob_BC.tolist() == [[-1, 0], [-2, -3]]

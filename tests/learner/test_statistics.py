@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,31 @@ def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     assert stats.correction == {"mean": 1.0, "outside_frac": 0.0}
 
 
+def test_tokens_held_by_either_bound(ranks: Ranks) -> None:
+    """Ratios of ½ and 2 to the step's start: of a bad completion the lower is held, of a good one the upper."""
+    statistics = StepStatistics(ranks)
+    config = LossConfig(name="ppo_clip")
+    for advantage, tokens in ((-1.0, (-1.0 - LOG2, -2.0 + LOG2)), (1.0, (-1.0 + LOG2,)), (1.0, (-1.0,))):
+        count(statistics, tokens, config, advantage=advantage, moved=True)
+    stats = statistics.totals()
+    assert (stats.clip_low_frac, stats.clip_high_frac) == (1 / 4, 1 / 4)
+
+
+def test_statistics_keep_no_graph_of_a_micro_batch(ranks: Ranks) -> None:
+    """A step would hold the activations of all its micro-batches."""
+    statistics = StepStatistics(ranks)
+    sample = TrainingSample(prompt_ids=(1,), completion_ids=(2,), behaviour_logprobs=(-1.0,), advantage=1.0)
+    batch = collate([sample], pad_id=0, layout="padded")
+    logprob_BC = torch.tensor([[-1.0]], requires_grad=True)
+    logprob_N = logprob_BC.detach().flatten()
+    statistics.add(objective(LossConfig(), batch, logprob_BC, torch.zeros(1, 1), None), logprob_N, logprob_N, batch)
+    statistics.add_gap(logprob_N, batch, [sample])
+    kept = weakref.ref(logprob_BC)
+    del logprob_BC
+    assert kept() is None
+    assert statistics.totals().loss == -1.0
+
+
 def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
     """One token with entropy 0.3 and three with 0.3, 0.5 and 0.7: 1.8 / 4. Gaps: ln 2 once, and 0 three times."""
     statistics = StepStatistics(ranks)
@@ -76,11 +102,20 @@ def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
     count(statistics, (-1.0, -2.0, -3.0), LossConfig(), advantage=-1.0)
     stats = statistics.totals()
     assert stats.loss == pytest.approx(-0.5 * 2 + 0.5 * 3)
+    assert stats.correction == {}
     assert stats.entropy == pytest.approx(0.45)
     assert stats.gap.kl == pytest.approx(0.5 * LOG2**2 / 4)
     assert stats.gap.logprob_max == pytest.approx(LOG2)
     assert stats.ess_frac == pytest.approx(5**2 / (4 * 7))
     assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
+
+
+def test_small_losses_are_not_lost_beside_large_ones(ranks: Ranks) -> None:
+    """In float32, 2²⁴ + 1 is 2²⁴."""
+    statistics = StepStatistics(ranks)
+    for advantage in (2.0**25, 2.0):
+        count(statistics, (-1.0,), LossConfig(), advantage=advantage)
+    assert statistics.totals().loss == -(2**24) - 1
 
 
 def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:

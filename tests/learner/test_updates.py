@@ -32,6 +32,7 @@ def test_groups_without_signal_are_dropped_but_counted(make_config: Any) -> None
         ((2,), 6, 0.25),
     ]
     assert [s.weight for s in update] == pytest.approx([1 / 21] * 4)
+    assert [s.origin for s in update] == [f"completion {i} of problem {p}" for p in (0, 2) for i in (1, 2)]
 
 
 def test_updates_get_whole_groups_and_their_own_normalizers(make_config: Any) -> None:

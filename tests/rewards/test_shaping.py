@@ -57,6 +57,7 @@ def test_a_thought_opened_by_the_prompt_is_closed(completion: str, think: bool, 
 )
 def test_overlong_is_linear_in_the_buffer(tokens: int | None, value: float) -> None:
     assert overlong_term(tokens, 100, buffer=20) == pytest.approx(value)
+    assert overlong_term(tokens, None, buffer=20) == 0.0
 
 
 def test_repetition() -> None:

@@ -22,6 +22,8 @@ def newest_step(checkpoints: Checkpoints) -> int:
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
+    for killed in (".step000003.partial", ".step000001.gone"):
+        (tmp_path / killed).mkdir()
     for step in (1, 2, 3):
         checkpoints.save(state_of(step), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step000002", "step000003"]

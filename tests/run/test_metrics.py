@@ -127,6 +127,30 @@ def test_what_the_learner_saw() -> None:
     }
 
 
+def test_a_skipped_update_leaves_out_what_is_not_a_number() -> None:
+    """A file of JSON lines has no NaN."""
+    nothing = SamplerGap(kl=0.0, kl_error=0.0, kl_v1=0.0, kl_v3=0.0, logprob_max=math.inf, tokens=1)
+    stats = LearnStats(
+        loss=math.nan,
+        grad_norm=math.inf,
+        skipped=1,
+        entropy=-math.inf,
+        kl_base=math.nan,
+        gap=nothing,
+        ratio={"max": math.inf, "p50": 1.0},
+        ess_frac=0.0,
+        clip_low_frac=0.0,
+        clip_high_frac=0.0,
+        correction={},
+        tokens=1,
+    )
+    metrics = learn_metrics(stats, lr=1e-3)
+    assert all(map(math.isfinite, metrics.values()))
+    assert metrics["updates/skipped"] == metrics["ratio/p50"] == 1.0
+    absent = {"loss", "grad_norm", "policy/entropy", "policy/kl_base", "sampler/logprob_gap_max", "ratio/max"}
+    assert not absent & metrics.keys()
+
+
 def test_where_the_time_went() -> None:
     timing = Timing(rollout_s=2.0, grade_s=0.5, learn_s=1.0, sync_s=0.25, step_s=4.0)
     assert time_metrics(timing, tokens=20) == {

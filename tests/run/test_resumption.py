@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -157,8 +158,9 @@ def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
 )
 def test_what_would_be_another_run_is_refused(override: str, words: str, tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path), steps=1)
-    with pytest.raises(ConfigError, match=f"cannot be resumed with another configuration: {words}"):
+    with pytest.raises(ConfigError, match=f"cannot be resumed with another configuration: {words}") as refused:
         check_output(config_in(tmp_path, override), resume=True)
+    assert "depends on" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,12 @@ def test_a_rate_by_rule_that_a_longer_run_changes_is_reported(tmp_path: Path) ->
     begun(tmp_path, config_in(tmp_path))
     with pytest.raises(ConfigError, match=r"optim\.lr=auto depends on train\.steps"):
         check_output(config_in(tmp_path, "train.steps=50", "optim.lr=0.5"), resume=True)
+
+
+def test_a_run_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
+    begun(tmp_path / "old", config_in(tmp_path / "old"), steps=1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert check_output(config_in(tmp_path / "new"), resume=True) == []
 
 
 def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
@@ -313,11 +321,14 @@ def test_without_configuration_and_checkpoints_nothing_begins(tmp_path: Path) ->
 def test_scores_after_the_old_last_step_move_into_the_record(
     old: str, eval_every: int, moved: bool, tmp_path: Path
 ) -> None:
-    records = begun(tmp_path, config_in(tmp_path, "train.steps=3", old), steps=2)
+    records = begun(tmp_path, config_in(tmp_path, "train.steps=3", old), steps=1)
+    earlier = {"step": 2, "eval/arithmetic/avg": 0.25}
+    records.metrics(earlier)
     last = {"step": 3, "reward/mean": 0.5, "eval/arithmetic/avg": 0.75}
     records.metrics(last)
     Records(tmp_path, config_in(tmp_path, "train.steps=6", f"eval.every={eval_every}")).open(3)
     noted = json.loads((tmp_path / RESUMED).read_text())
+    assert read_metrics(tmp_path)[-2] == earlier
     if moved:
         assert read_metrics(tmp_path)[-1] == {"step": 3, "reward/mean": 0.5}
         assert noted["evaluated"] == {"eval/arithmetic/avg": 0.75}
@@ -376,5 +387,7 @@ def test_all_ranks_resume_from_one_checkpoint_or_stop(other: Any, words: str, tm
     found = newest_on_all(checkpoints, Ranks(0, 1, torch.device("cpu")))
     assert found is not None
     assert found[0].step == 1
+    digest = hashlib.sha256((tmp_path / "step000001" / "manifest.json").read_bytes()).hexdigest()
+    assert newest_on_all(checkpoints, cast("Ranks", _ToldRanks((1, digest, "")))) is not None
     with pytest.raises(ValueError, match=words):
         newest_on_all(checkpoints, cast("Ranks", _ToldRanks(other)))

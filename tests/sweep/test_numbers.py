@@ -53,6 +53,7 @@ def test_mean_and_spread_over_seeds_are_those_worked_by_hand() -> None:
     assert mean_over_seeds([0.9]).interval is None
     # Alike up to rounding: an interval without a width would claim that other seeds score the same.
     assert mean_over_seeds([0.3 - 0.2, 0.2 - 0.1]).interval is None
+    assert mean_over_seeds([0.1 + 0.2 - 0.3, 0.0]).interval is None
     # Squared deviations from the means: 2 · 0.01² and 2 · 0.02², over 1 + 1 degrees of freedom.
     pooled = pooled_spread([[0.90, 0.92], [0.5], [0.7, 0.74]])
     assert pooled

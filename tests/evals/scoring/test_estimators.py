@@ -26,6 +26,15 @@ def test_wilson_agrees_with_the_published_table(successes: int, trials: int, low
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_wilson_is_symmetric_and_within_bounds() -> None:
+    """As many failures have the mirrored interval, and rounding leads neither end out of [0, 1]."""
+    for trials in range(1, 60):
+        for successes in range(trials + 1):
+            low, high = wilson(successes, trials)
+            assert 0 <= low < high <= 1
+            assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
 def test_an_interval_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         wilson(0, 0)
@@ -43,6 +52,21 @@ def test_the_bootstrap_is_as_wide_as_the_normal_approximation() -> None:
     low, high = bootstrap(scores)
     assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
     assert bootstrap(scores) == (low, high)
+
+
+def test_the_bootstrap_is_that_of_all_resamples() -> None:
+    """Each end of the interval, and each problem as often as any other: all 6⁶ resamples of six problems."""
+    scores = np.array([0.9, 0.11, 0.2, 0.32, 0.05, 0.26])
+    means = [sum(picked) / 6 for picked in itertools.product(scores.tolist(), repeat=6)]
+    assert bootstrap(scores) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.012)
+    low, high = bootstrap(np.array([0.25, 0.75]))
+    assert (low, high) == (0.25, 0.75)
+
+
+def test_right_or_wrong_is_a_proportion_and_the_rest_a_mean() -> None:
+    assert mean_interval(np.array([1.0, 0.0, 1.0, 1.0])) == wilson(3, 4)
+    partial = np.array([1.0, 0.0, 0.5, 1.0])
+    assert mean_interval(partial) == bootstrap(partial)
 
 
 def test_average_counts_problems_and_samples() -> None:

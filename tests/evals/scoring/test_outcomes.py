@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from evals.scoring.outcomes import Outcome, Sample, grade_groups, outcome_of
-from rewards import Grader, Verdict
-from rollout.types import Problem, RolloutGroup
+from rewards import GradeItem, Grader, GradeResult, Verdict
+from rollout.types import Problem, Prompt, RolloutGroup
 from tests.helpers.builders import completion, prompt, result
 
 
@@ -28,6 +31,41 @@ def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
     (outcome,) = grade_groups([group], grader, max_tokens=8, sampling_s=0.0)
     assert [sample.verdict for sample in outcome.samples] == [Verdict.NO_ANSWER, Verdict.CORRECT]
+
+
+def test_the_grader_is_told_what_a_reward_function_may_read() -> None:
+    asked: list[GradeItem] = []
+
+    def grade(items: Sequence[GradeItem]) -> list[GradeResult]:
+        asked.extend(items)
+        return [result(extracted=str(place)) for place, _ in enumerate(items)]
+
+    groups = [
+        RolloutGroup(
+            prompt=Prompt(
+                problem=Problem(id=name, text=f"of {name}", answer=name, entry={"a": name}),
+                text=f"<{name}>",
+                token_ids=(),
+            ),
+            completions=tuple(completion(f"{name}{place}", tokens=place) for place in (2, 5)),
+        )
+        for name in ("x", "y")
+    ]
+    graded = grade_groups(groups, cast("Grader", SimpleNamespace(grade=grade)), sampling_s=3.0)
+    assert asked == [
+        GradeItem(
+            completion=f"{name}{tokens}",
+            reference=name,
+            tokens=tokens,
+            problem=f"of {name}",
+            prompt=f"<{name}>",
+            entry={"a": name},
+        )
+        for name in ("x", "y")
+        for tokens in (2, 5)
+    ]
+    assert [[sample.extracted for sample in outcome.samples] for outcome in graded] == [["0", "1"], ["2", "3"]]
+    assert [(outcome.problem.id, outcome.sampling_s) for outcome in graded] == [("x", 1.5), ("y", 1.5)]
 
 
 def test_completions_of_two_adapters_are_no_outcome() -> None:

@@ -33,7 +33,7 @@ from rl_engine.plan.flops import MultiplyAdds, learning_flops
 from rl_engine.plan.sizes import Workload
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora.adapter import add_adapter
+from rl_engine.policy.lora.adapter import add_adapter, lora_layers
 from rl_engine.policy.lora.linear import LoraLinear
 from rl_engine.policy.lora.targets import coverage_of
 from rollout.config import ModelConfig
@@ -256,6 +256,20 @@ def test_the_update_is_zero_at_the_start(dtype: torch.dtype) -> None:
         largest = float(layer.lora_A["default"].weight.detach().abs().max())
         # PEFT initializes A in the base model's precision.
         assert 0.9 * limit < largest <= limit * (1 + torch.finfo(dtype).eps)
+
+
+def test_an_adapter_is_applied_once_and_not_at_all_when_off() -> None:
+    model, tokens = small_llama(torch.float32), torch.arange(20)[None]
+    base = model(tokens).logits
+    adapted: Any = add_adapter(model, LoraConfig(rank=4, targets="all"), seed=0)[0]
+    for layer in lora_layers(adapted).values():
+        nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    learned = adapted(tokens).logits
+    assert (learned - base).abs().max() > 0.1
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(tokens).logits, base)
+    adapted.merge_adapter()
+    torch.testing.assert_close(adapted(tokens).logits, learned, atol=1e-4, rtol=1e-4)
 
 
 LLAMA_8B = LlamaConfig(

@@ -39,7 +39,7 @@ def items() -> list[WorkItem]:
 def test_a_pool_that_grows_is_busy_by_the_workers_that_it_had(clock: Clock, activity: Activity) -> None:
     """Four workers for 3 s, all busy; then six for 1 s, of which the same four are busy."""
     activity.mark()
-    activity.see("abcd", "abcd", waits=True)
+    activity.see("abcd", waits=True)
     clock.now += 3
     activity.resize(6)
     clock.now += 1
@@ -53,12 +53,12 @@ def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None
     activity.asked([first, second, third])
     activity.begun(first)
     activity.begun(second)
-    activity.see("abcd", "ab", waits=True)
+    activity.see("ab", waits=True)
     clock.now += 3
     activity.begun(third)
-    activity.see("abcd", "c", waits=False)
+    activity.see("c", waits=False)
     clock.now += 2
-    activity.see("abcd", "", waits=False)
+    activity.see("", waits=False)
     clock.now += 1
     figures = activity.figures("abcd")
     assert figures == {
@@ -71,7 +71,7 @@ def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None
 
 def test_what_goes_on_counts_from_the_mark(clock: Clock, activity: Activity) -> None:
     """Time before the mark does not count, even for a worker that is still busy."""
-    activity.see("abcd", "abcd", waits=False)
+    activity.see("abcd", waits=False)
     clock.now += 5
     activity.mark()
     clock.now += 2
@@ -79,13 +79,16 @@ def test_what_goes_on_counts_from_the_mark(clock: Clock, activity: Activity) -> 
 
 
 def test_a_lost_worker_has_worked_and_a_missing_one_is_idle(clock: Clock, activity: Activity) -> None:
-    activity.see("abcd", "abcd", waits=True)
+    activity.see("abcd", waits=True)
     clock.now += 2
-    activity.see("abc", "abc", waits=True)
+    activity.see("abc", waits=True)
     clock.now += 2
     figures = activity.figures("abc")
     assert figures["busy_frac"] == pytest.approx((3 * 4 + 2) / 16)
     assert figures["busy_min_frac"] == 1.0
+    activity.mark()
+    clock.now += 1
+    assert activity.figures("abc")["busy_frac"] == pytest.approx(3 / 4)
 
 
 def test_a_leg_that_waits_for_another_does_not_wait_for_a_worker(clock: Clock, activity: Activity) -> None:

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rollout.engine import Sent
-from rollout.pool.room import LARGEST_ON_DISK, SMALLEST_STORE, Room, lacks, needed_bytes, store_bytes, too_small
+from rollout.pool.room import (
+    LARGEST_ON_DISK,
+    LONGEST_DIRECTORY,
+    SMALLEST_STORE,
+    Room,
+    lacks,
+    needed_bytes,
+    store_bytes,
+    too_long,
+    too_small,
+)
 
 GIB = 2**30
 # Rank 512 on an 8B model, on policy.
 LARGE = Sent(version_bytes=5 * GIB, versions=2, answer_bytes=GIB // 2)
 AMPLE = Room(shared=200 * GIB, scratch=2000 * GIB)
+
+
+@pytest.fixture(autouse=True)
+def _short_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where these tests run, TMPDIR may be too long for Ray."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/tmp")
 
 
 def test_a_store_holds_every_version_and_what_is_under_way() -> None:
@@ -72,6 +89,20 @@ def test_what_does_not_fit_is_reported_with_the_way_out(sent: Sent, room: Room, 
     assert why is not None
     assert all(word in why for word in words), why
     assert "\n" not in why
+
+
+def test_what_just_fits_fits() -> None:
+    sent = Sent(version_bytes=GIB, versions=2)
+    exact = Room(shared=0, scratch=2 * 2 * GIB + needed_bytes(sent))
+    assert lacks(sent, 2, exact) is None
+    why = lacks(sent, 2, replace(exact, scratch=exact.scratch - 1))
+    assert why is not None
+    assert "max_staleness" not in why  # on policy, there is no version to give up
+    assert too_small(sent, needed_bytes(sent), "10.0.0.1") is None
+    assert too_small(sent, needed_bytes(sent) - 1, "10.0.0.1") is not None
+    longest = Path("/" + (LONGEST_DIRECTORY - 1) * "x")
+    assert too_long(longest) is None
+    assert too_long(Path(f"{longest}x")) is not None
 
 
 def test_a_machine_with_too_small_a_store_is_named() -> None:
