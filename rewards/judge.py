@@ -161,7 +161,7 @@ def own_answer(reference: str) -> str:
     r"""The answer in a reference that is itself a completion, the last line of one, or a list of spellings of one
     value: 5 for \boxed{5}, #### 5 or ['5', '5.0']."""
     reference = restored(reference)
-    if len(spellings := quoted_items(reference)) > 1:
+    if spellings := quoted_items(reference):
         same = all(same_answer(spelling, spellings[0])[0] is Verdict.CORRECT for spelling in spellings)
         return spellings[0] if same else reference
     if _BOXED_REFERENCE.search(reference):

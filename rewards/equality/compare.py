@@ -28,6 +28,7 @@ _RULES: tuple[Rule, ...] = (
     conditions.approximation,
     values.numbers,
     cases.pieces,
+    groups.named_points,
     values.choices,
     values.choices_in_a_row,
     relations.congruences,

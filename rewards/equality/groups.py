@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rewards.equality import regions, relations
 from rewards.equality.rule import Equal
-from rewards.equality.values import latex_of, same_expressions
-from rewards.reading.shapes import Bracketed, Choice, Combination, Domain, Expression, Items, Matrix, Node, Words
+from rewards.equality.values import latex_of, same_expressions, value_of
+from rewards.reading.read import read
+from rewards.reading.shapes import (
+    Bracketed,
+    Choice,
+    Combination,
+    Domain,
+    Exact,
+    Expression,
+    Items,
+    Matrix,
+    Node,
+    Relation,
+    Words,
+)
 
 CHOICE_LETTERS = frozenset("ABCDEFGHIJ")
+_NAMED_POINT = re.compile(r"(?P<name>(?![LNOU])[A-Z]'?(?:_\{?\w\}?)?)\s*(?P<point>\(.+\))", re.DOTALL)
+"""P(2,3). N(0,1) and U(0,1) are distributions, O(2,3) is a group, L(0,1) a space."""
+
+
+def named_points(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """Beside a point, P(2,3) is P = (2,3); a reference that has a value, as P(5,2) = 20, is no point."""
+    for node, other in ((reference, answer), (answer, reference)):
+        if not isinstance(node, Expression) or not _is_point(other):
+            continue
+        match = _NAMED_POINT.fullmatch(node.latex)
+        if match and _is_point(read(match["point"])) and (node is answer or value_of(node) is None):
+            named = Relation((match["name"], match["point"]), ("=",))
+            return equal(named, other) if node is reference else equal(other, named)
+    return None
+
+
+def _is_point(node: Node) -> bool:
+    if isinstance(node, Relation):
+        return node.operators == ("=",) and _is_point(read(node.sides[1]))
+    return isinstance(node, Bracketed) and node.opening == "(" and node.closing == ")"
 
 
 def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -91,6 +125,8 @@ def bracketed(reference: Node, answer: Node, equal: Equal) -> bool | None:
         if not same and reference.opening == answer.opening:
             return False
         return _all_equal(reference.elements, answer.elements, equal)
+    if isinstance(reference, Bracketed) and len(reference.elements) == 1 and isinstance(reference.elements[0], Exact):
+        return equal(reference.elements[0], answer)  # [7.5], a list of one
     for matrix, vector in ((reference, answer), (answer, reference)):
         if isinstance(matrix, Matrix) and isinstance(vector, Bracketed):
             listed = [each.elements for each in vector.elements if isinstance(each, Bracketed) and each.opening == "["]

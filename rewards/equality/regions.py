@@ -77,11 +77,17 @@ def _interval(node: Bracketed) -> Region | None:
     ends = [latex_of(part) for part in node.elements]
     if ends[0] is None or ends[1] is None:
         return None
+    outer = ((node.opening == "[", node.elements[0]), (node.closing == "]", node.elements[1]))
+    if any(closed and _is_infinite(end) for closed, end in outer):
+        return None  # of the extended line, not of the reals
     return mathematics.interval(ends[0], ends[1], left_open=node.opening == "(", right_open=node.closing == ")")
 
 
 def _from_items(node: Items) -> Region | None:
-    """{1, 2} is a finite set; x < 1 or x > 3, like (0,1) or (2,3), is a union; x > 1 and x < 3 is an intersection."""
+    """{1, 2} is a finite set; x < 1 or x > 3, like (0,1) or (2,3), is a union; x > 1 and x < 3 is an intersection.
+
+    Commas leave open which; two inequalities joined by "and" do not: x < 1 and x > 3 is empty.
+    """
     if node.joined_by == "or" and all(isinstance(part, Bracketed) for part in node.elements):
         return _apart([region(part) for part in node.elements])
     if node.elements and all(isinstance(part, Relation) for part in node.elements):
@@ -89,7 +95,8 @@ def _from_items(node: Items) -> Region | None:
         if any(part is None for part in parts) or variable(node) is None:
             return None
         met = mathematics.combine("cap", parts)
-        if node.joined_by == "or" or met.is_empty:
+        contradiction = node.joined_by == "and" and len(parts) == 2
+        if node.joined_by == "or" or (met.is_empty and not contradiction):
             return mathematics.combine("cup", parts)
         return met
     if node.kind != "set":

@@ -9,6 +9,7 @@ import re
 
 REACH = 160
 TAIL = 4000
+_LAST_LINE_REACH = 100
 
 _MATH_OPENING = r"(?:[\s$(){}\[*_:]|\\[(\[]|\\q?quad|\\[,; ])*"
 _MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\q?quad|\\[,; ]|\\(?:text(?:bf|rm|it)?|mathrm|mbox)\s*\{)*"
@@ -58,6 +59,13 @@ _CLAIM = re.compile(
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
     re.IGNORECASE,
 )
+_LAST_LINE = re.compile(
+    r"(?:\A|\n)[\s*_#>$]*(?:the )?(?:final )?(?:result|solution|ans|antwort|ergebnis|lösung|réponse|résultat|respuesta"
+    r"|resultado|ответ|答案|答え)[\s*_]*[:=：][\s*_$:]*(?P<claim>-?(?:\d+(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\}))[\s*_$.。]*\Z",
+    re.IGNORECASE,
+)
+"""A last line that states a whole number or a fraction as the result: `Result = 8`. A decimal may round the answer."""
+_END_OF_BOLD = re.compile(r"(?<=\S)\*\*(?=[\s.,;:!?]|$)")
 _STARTS_A_VALUE = frozenset("0123456789-+.\\([{√π")
 _CHOICE_BETWEEN = re.compile(
     r"\b(?:or|alternatively|maybe|perhaps|possibly|might|could be|may be|otherwise|either|else|guess|candidate|option"
@@ -177,13 +185,14 @@ def later_claims(tail: str) -> list[str]:
         claim = _first_statement(match.group("claim"))
         if claim[:1] in _STARTS_A_VALUE:
             claims.append(claim)
-    return claims[-3:]
+    last = _LAST_LINE.search(tail[-_LAST_LINE_REACH:])
+    return [*claims[-3:], *([last["claim"]] if last else [])]
 
 
 def _first_statement(text: str) -> str:
     """The value at the start of `text`: up to the end of the sentence or of the formula."""
     again = re.match(r".*\banswer\s*(?:is|:|=)(?P<rest>.+)", text, re.IGNORECASE)
-    text = (again.group("rest") if again else text).strip().lstrip("*:} ").strip()
+    text = _END_OF_BOLD.sub("", (again.group("rest") if again else text).strip().lstrip("*:} ")).strip()
     formula = re.match(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text)
     if formula:
         return next(group for group in formula.groups() if group is not None)

@@ -7,7 +7,7 @@ import re
 from rewards.reading import phrases
 from rewards.reading.numbers import Number, read_number
 from rewards.reading.shapes import Exact, Node, Quantity, Unusable
-from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, read_unit
 
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
@@ -16,7 +16,7 @@ _TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*(?:/|\\cdot)\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}"
+    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}{_POWER}"
     rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
     rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
     rf")(?:\s*{_TEXT})?)\s*",
@@ -28,6 +28,7 @@ _CURRENCY_HEAD = re.compile(
     r"|\\text\s*\{\s*(?P<text>USD|EUR|GBP|INR|RMB|CNY)\s*\})\s*(?P<value>.+)",
     re.DOTALL,
 )
+_CURRENCIES = frozenset("＄€£¥₹") | {"USD", "EUR", "GBP", "INR", "Rs", "Rs.", "RMB", "CNY"}
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 """Only after an amount of money: 3k without a currency is a product."""
@@ -57,6 +58,9 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
     unit = match.group("unit")
+    said_again = phrases.phrase(phrases.fold(unit).strip("()"))
+    if isinstance(said_again, str):  # 5 (five)
+        return match.group("value"), "" if read_number(said_again) == read_number(match.group("value")) else None
     return match.group("value"), None if _FACTOR.match(unit) else read_unit(unit)
 
 
@@ -66,7 +70,7 @@ def with_unit(value: Node, unit: str) -> Node:
         canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
         unit = canonical or unit
         value = value.value
-    canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
+    canonical_unit = read_unit(unit) if unit in _CURRENCIES else unit
     if canonical_unit is None:
         return Unusable("words_after_value")
     words = canonical_unit.split()
@@ -93,6 +97,8 @@ def _looks_like_algebra(unit: str) -> bool:
     if not re.fullmatch(r"[A-Za-z]+(?:\s*\^.*)?(?:\s+[A-Za-z]+)*", plain):
         return False
     first = re.split(r"[\s^]", plain)[0]
+    if plain in {"min", "sec", "deg"}:
+        return False  # without an argument no function
     if len(first) >= 3:
         return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
     return first not in _SHORT_UNITS

@@ -308,7 +308,10 @@ class Reader:
         if opening in {"(", r"\langle"} and len(pieces) > 1 and _has_one_choice_of_sign(inside):
             return self.plus_minus(text)
         if len(pieces) == 1:
-            return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
+            node = self.part(inside)
+            if (opening, closing) == ("(", ")") or (opening == "[" and _is_whole(node)):
+                return node
+            return Bracketed(opening, closing, (node,)) if (opening, closing) == ("[", "]") else None
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
     def _set_builder(self, inside: str) -> Node | None:
@@ -344,6 +347,12 @@ class Reader:
 
     def words(self, text: str) -> Node | None:
         return phrases.words(text)
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether a value in square brackets is the same as a list of one, as an integer part and as a group: [7]. [x] and
+    [7.5] are not."""
+    return isinstance(node, Exact) and node.number.value.denominator == 1
 
 
 def _has_one_choice_of_sign(inside: str) -> bool:

@@ -7,34 +7,58 @@ from fractions import Fraction
 
 Dimension = tuple[tuple[str, int], ...]
 
-_BASES: dict[str, tuple[str, Fraction, str]] = {
-    name: (dimension, Fraction(size), canonical)
+
+def _powers(dimension: str) -> Dimension:
+    """mass length^2 → mass once, length twice."""
+    parts = (factor.partition("^") for factor in dimension.split())
+    return tuple((name, int(power or 1)) for name, _, power in parts)
+
+
+_PREFIXED = (("", "", Fraction(1)), ("kilo", "k", Fraction(1_000)), ("mega", "M", Fraction(10**6)),
+             ("giga", "G", Fraction(10**9)), ("milli", "m", Fraction(1, 1_000)))  # fmt: skip
+_PHYSICAL = (
+    ("joule", "J", "mass length^2 time^-2", 1), ("watthour", "Wh", "mass length^2 time^-2", 3_600),
+    ("newton", "N", "mass length time^-2", 1), ("watt", "W", "mass length^2 time^-3", 1),
+    ("pascal", "Pa", "mass length^-1 time^-2", 1), ("hertz", "Hz", "time^-1", 1), ("volt", "V", "voltage", 1),
+    ("ampere", "A", "current", 1), ("ohm", "Omega", "resistance", 1), ("mole", "mol", "amount", 1),
+)  # fmt: skip
+_LOWER_TOO = {"Hz": ("", "k", "M", "G")}
+_SYMBOLS = {
+    symbol: prefix + name
+    for name, short, _, _ in _PHYSICAL
+    for prefix, letter, _ in _PREFIXED
+    for symbol in {letter + short, (letter + short).lower() if letter in _LOWER_TOO.get(short, ("k",)) else "A"} - {"A"}
+}
+"""Symbols whose case counts: MW and mW. A alone is an article."""
+
+_BASES: dict[str, tuple[Dimension, Fraction, str]] = {
+    name: (_powers(dimension), Fraction(size), canonical)
     for canonical, dimension, size, names in (
-        ("mm", "length", "1/1000", "mm mms millimeter millimetre 毫米"),
-        ("cm", "length", "1/100", "cm cms centimeter centimetre 厘米"),
-        ("dm", "length", "1/10", "dm decimeter decimetre 分米"),
-        ("m", "length", "1", "m meter metre mtr 米 公尺"),
-        ("km", "length", "1000", "km kms kilometer kilometre 千米 公里"),
+        ("mm", "length", "1/1000", "mm mms millimeter millimetre 毫米 мм"),
+        ("cm", "length", "1/100", "cm cms centimeter centimetre 厘米 см"),
+        ("dm", "length", "1/10", "dm decimeter decimetre 分米 дм"),
+        ("m", "length", "1", "m meter metre mtr 米 公尺 м"),
+        ("km", "length", "1000", "km kms kilometer kilometre 千米 公里 км"),
         ("inch", "length", "127/5000", "in inch inche"),
         ("foot", "length", "381/1250", "ft fts foot feet 英尺"),
         ("yard", "length", "1143/1250", "yd yds yard"),
         ("mile", "length", "201168/125", "mi mile"),
-        ("mg", "mass", "1/1000000", "mg mgs milligram 毫克"),
-        ("g", "mass", "1/1000", "g gm gms gram 克"),
-        ("kg", "mass", "1", "kg kgs kilogram kilo 千克 公斤"),
+        ("mg", "mass", "1/1000000", "mg mgs milligram 毫克 мг"),
+        ("g", "mass", "1/1000", "g gm gms gram 克 г"),
+        ("kg", "mass", "1", "kg kgs kilogram kilo 千克 公斤 кг"),
         ("ounce", "mass", "45359237/1600000000", "oz ozs ounce"),
         ("pound", "mass", "45359237/100000000", "lb lbs pound 磅"),
         ("ton", "mass", "1000", "tonne 吨"),
-        ("second", "time", "1", "s sec secs second 秒"),
-        ("minute", "time", "60", "min mins minute 分钟"),
-        ("hour", "time", "3600", "h hr hrs hour 小时"),
+        ("second", "time", "1", "s sec secs second 秒 с сек"),
+        ("minute", "time", "60", "min mins minute 分钟 мин"),
+        ("hour", "time", "3600", "h hr hrs hour 小时 ч"),
         ("day", "time", "86400", "day 天 日"),
         ("week", "time", "604800", "week wk wks 周"),
         ("month", "months", "1", "month mo mos 个月"),
         ("year", "months", "12", "year yr yrs 年"),
-        ("ml", "volume", "1/1000", "ml mls milliliter millilitre 毫升"),
-        ("cl", "volume", "1/100", "cl centiliter centilitre"),
-        ("liter", "volume", "1", "l ltr liter litre 升"),
+        ("ml", "length^3", "1/1000000", "ml mls milliliter millilitre 毫升 мл"),
+        ("cl", "length^3", "1/100000", "cl centiliter centilitre"),
+        ("liter", "length^3", "1/1000", "l ltr liter litre 升 л"),
         ("gallon", "gallon", "1", "gallon gal gals"),
         ("quart", "gallon", "1/4", "quart qt qts"),
         ("pint", "gallon", "1/8", "pint"),
@@ -47,7 +71,13 @@ _BASES: dict[str, tuple[str, Fraction, str]] = {
         ("rupee", "rupee", "1", "₹ rupee rs inr"),
         ("yen", "yen", "1", "¥ yen 円 日元"),
         ("yuan", "yuan", "1", "yuan rmb cny 元 人民币"),
+        ("ruble", "ruble", "1", "ruble rouble руб рубль рубля рублей"),
         ("percent", "percent", "1", r"% \% percent percentage pct"),
+        *(
+            (prefix + name, dimension, size * factor, prefix + name)
+            for name, _, dimension, size in _PHYSICAL
+            for prefix, _, factor in _PREFIXED
+        ),
     )
     for name in names.split()
 }
@@ -64,101 +94,40 @@ SCALES = {
     "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
     "quadrillion": 10**15, "bn": 10**9, "milliard": 10**9, "milliarden": 10**9, "mrd": 10**9, "millionen": 10**6,
     "mio": 10**6, "millone": 10**6, "tausend": 1_000, "mille": 1_000, "hundert": 100, "dutzend": 12, "douzaine": 12,
-     "lakh": 10**5, "crore": 10**7, "dozen": 12,
+    "lakh": 10**5, "crore": 10**7, "dozen": 12, "mila": 1_000, "milioni": 10**6, "mln": 10**6, "tys": 1_000,
+    "duizend": 1_000, "tusen": 1_000, "miljoen": 10**6, "docena": 12,
 }  # fmt: skip
-_LAST = frozenset(
-    [
-        *("halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "hundredth", "thousandth", "ten"),
-        *("rejected", "extraneous", "excluded", "discarded", "invalid", "doubled", "tripled", "halved", "inverted"),
-    ]
-)
-"""5 tenths are a half, 5 tens fifty, and 5 (rejected) is no answer. Before another word they tell which are counted:
-5 eighth graders, 5 rejected items."""
+_NUMBER_WORDS = frozenset([
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
+    "fifty", "sixty", "seventy", "eighty", "ninety", "pi", *SCALES,
+])  # fmt: skip
+_COMPUTES = frozenset(["times", "point", "comma", "to", "through", "choose", "by", "per", "x", "into"])
+_LAST = frozenset([
+    "halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "sixteenth",
+    "twentieth", "hundredth", "thousandth", "millionth", "billionth", "ten", "mil", "gross", "permille", "promille",
+    "rejected", "extraneous", "excluded", "discarded", "invalid", "doubled", "tripled", "halved", "inverted",
+])  # fmt: skip
+"""5 tenths are a half, 5 tens fifty, 5 mil may be 5000, and 5 (rejected) is no answer. Before another word they tell
+which are counted: 5 eighth graders, 5 rejected items."""
 DECEPTIVE = frozenset(
     [
-        "not",
-        "no",
-        "isn't",
-        "isnt",
-        "never",
-        "wrong",
-        "incorrect",
-        "false",
-        "maybe",
-        "perhaps",
-        "possibly",
-        "probably",
-        "either",
-        "neither",
-        "nor",
-        "or",
-        "and",
-        "unless",
-        "if",
-        "except",
-        "plus",
-        "minus",
-        "least",
-        "most",
-        "between",
-        "over",
-        "under",
-        "than",
-        "above",
-        "below",
-        "until",
-        "squared",
-        "cubed",
-        "half",
-        "quarter",
-        "third",
-        "double",
-        "twice",
-        "triple",
-        "approximately",
-        "approx",
-        "roughly",
-        "around",
-        "nearly",
-        "almost",
-        "guess",
-        "placeholder",
-        "unknown",
-        "cannot",
-        "impossible",
-        "but",
-        "actually",
-        "instead",
-        "rather",
-        "versus",
-        "vs",
-        "error",
-        "mistake",
-        "other",
-        "otherwise",
-        "alternatively",
-        "depends",
-        "greater",
-        "smaller",
-        "without",
-        "divided",
-        "multiplied",
-        "power",
-        "root",
-        "factorial",
-        "mod",
-        "modulo",
-        "remainder",
-        "ignore",
-        "ish",
-        "oder",
-        "nicht",
-        "halb",
+        "not", "no", "isn't", "isnt", "never", "wrong", "incorrect", "false", "maybe", "perhaps", "possibly",
+        "probably", "either", "neither", "nor", "or", "and", "unless", "if", "except", "plus", "minus", "least",
+        "most", "between", "over", "under", "than", "above", "below", "until", "squared", "cubed", "half",
+        "quarter", "third", "double", "twice", "triple", "approximately", "approx", "roughly", "around", "nearly",
+        "almost", "guess", "placeholder", "unknown", "cannot", "impossible", "but", "actually", "instead", "rather",
+        "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
+        "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
+        "ish", "oder", "ou", "nicht", "halb", "falsch", "faux", "falso", "incorrecto",
     ]
-)
-_FOREIGN = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
+)  # fmt: skip
+_COUNTED = re.compile(r"(?<!square )(?<!cube )\b(?:roots|triples|powers|errors|mistakes|remainders|unknowns)\b")
+"""Things that are counted, although one of them would change the value: 5 roots, but not 5 root 3."""
+_FOREIGN = "\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
 FOREIGN_WORD = rf"[{_FOREIGN}]+(?:\s*/\s*[{_FOREIGN}]+)?"
 _WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^-?\d+|\d+|/|\^")
+_WRITTEN = re.compile(r"[a-z'-]+")
 _HYPHEN = re.compile(r"(?<!\^)-")
 _BY_WORD = re.compile(r"\bdegrees?\s+([CF])(?:elsius|ahrenheit)?\b")
 
@@ -174,8 +143,9 @@ def read_unit(text: str) -> str | None:
         text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)
     for prefix, word in _PREFIXES.items():
         text = text.replace(prefix, f" {word}")
+    written = _WRITTEN.findall(text.lower())
     text = _BY_WORD.sub(r"° \1", re.sub(r"\bcdot\b", " ", _HYPHEN.sub(" ", text)))
-    words = [_singular(word) for word in _WORD.findall(text)]
+    words = [_SYMBOLS.get(word) or _singular(word) for word in _WORD.findall(text)]
     if any(not word.isascii() and word.isalpha() and word not in _BASES for word in words):
         return "" if len(words) == 1 and words[0] in _COUNTING_WORDS else None
     rest = _WORD.sub("", text)
@@ -183,7 +153,10 @@ def read_unit(text: str) -> str | None:
         return None
     lowered, as_written = [word.lower() for word in words], _words(text)
     # As written too: the singular of "perhaps" is no word.
-    if DECEPTIVE & {*lowered, *as_written} or any(word.isdigit() for word in words):
+    suspicious = _words(_COUNTED.sub("", text.lower()))
+    if DECEPTIVE & {*suspicious, *map(_singular, suspicious)} or any(word.isdigit() for word in words):
+        return None
+    if _holds_number(written):
         return None
     if "unit" in lowered and set(lowered) <= {
         "unit",
@@ -208,6 +181,14 @@ def read_unit(text: str) -> str | None:
         return None
     kept = [word for word in lowered if word not in _IGNORED]
     return " ".join(kept)
+
+
+def _holds_number(words: list[str]) -> bool:
+    """Whether words after a number are another number or compute with one: 5 six, 5 point five, 5 times two, 5 per
+    thousand. 5 three-digit numbers are counted."""
+    numbers = [word in _NUMBER_WORDS for word in words]
+    computed = any(word in _COMPUTES and number for word, number in zip(words, numbers[1:], strict=False))
+    return computed or (all(numbers) and not set(words[:1]) <= set(SCALES))
 
 
 def _words(text: str) -> list[str]:
@@ -268,9 +249,10 @@ def _dimension(unit: str) -> tuple[Dimension, Fraction] | None:
             return None
         power = int(power_text or 1)
         dimension, size = _BY_CANONICAL[name]
-        total[dimension] = total.get(dimension, 0) + power
+        for quantity, times in dimension:
+            total[quantity] = total.get(quantity, 0) + times * power
         scale *= size**power
-    return tuple(sorted(total.items())), scale
+    return tuple(sorted((quantity, power) for quantity, power in total.items() if power)), scale
 
 
 def is_known(unit: str) -> bool:

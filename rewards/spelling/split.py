@@ -12,7 +12,7 @@ _JOINING_TEXT = re.compile(
     r"\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(?:text|mathrm)\{\s*\}"
 )
 _QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-_QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})+\s*,?\s*\]", re.DOTALL)
+_QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*,?\s*\]", re.DOTALL)
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\approx": "~",
     r"\equiv": "==", r"\simeq": "~", r"\sim": "~", r"\cong": "==", r"\subset": "sub", r"\subseteq": "sub",
@@ -21,7 +21,7 @@ RELATIONS = {
 
 
 def quoted_items(text: str) -> list[str]:
-    """The items of a list of several strings in Python or JSON syntax, ['1/2', '0.5']; empty for any other text."""
+    """The items of a list of strings in Python or JSON syntax, ['1/2', '0.5']; empty for any other text."""
     text = text.strip()
     if not text.startswith("[") or not _QUOTED_LIST.fullmatch(text):
         return []
