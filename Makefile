@@ -1,7 +1,6 @@
 # Every target sets up what it needs. `make` alone lists them.
-# The newest supported Python that works here (a version manager may put a name on the path that does not).
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
-	$$python -c "import ensurepip, venv" >/dev/null 2>&1 && echo $$python && break; done)
+# The Python of the environments; if none is given, the newest that works here.
+PYTHON ?=
 # Use the CUDA lock if a GPU is present, else the CPU lock; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # The driver's major version, and the oldest one that the torch in the lock supports.
@@ -16,14 +15,10 @@ unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 ACTIVATE := "activate with  source .venv/bin/activate ; then  rl-engine  lists the commands"
 SIZE := $(if $(filter cpu,$(DEVICE)),3 GB on disk,10 GB on disk)
-NEED_PYTHON = test -n "$(PYTHON)" || { \
-	echo "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none runs here. On Debian or Ubuntu:" >&2; \
-	echo "  apt-get install python3.12 python3.12-venv      or give one by name: make PYTHON=/path/to/python3.12" >&2; \
-	exit 2; }
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types unit drills claims lock embedded docs clean
+.PHONY: help quickstart test lint types unit drills claims lock embedded docs clean python
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,16 +66,18 @@ docs: .venv-docs/tools ## build the documentation into site/, to be opened in a 
 clean: ## remove the environments and caches, keep runs/
 	rm -rf .venv .venv-docs site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Also if everything is installed, so that no other Python than the given one is used without a word.
+python:
+	@requirements/environment.sh .venv "$(PYTHON)"
+
 # The CPU build of torch has its own version (+cpu), which the public index lacks. PyTorch's index is used for torch
 # only, and only if pip's configured sources lack it: pip would retry an unreachable index for every package.
-.venv/engine: requirements/$(DEVICE).txt
-	@test -x $(RUN) || $(NEED_PYTHON)
+.venv/engine: requirements/$(DEVICE).txt | python
 	@test $(DEVICE) = cpu || test "$(DRIVER)" = "" || test "$(DRIVER)" -ge $(OLDEST_DRIVER) || { \
 	echo "nvidia-smi answers with driver $(DRIVER), and the libraries for CUDA 13 that would be installed need $(OLDEST_DRIVER)" >&2; \
 	echo "or newer: update the driver, or give DEVICE=cpu, as in  make DEVICE=cpu quickstart" >&2; \
 	exit 2; }
 	@echo "setting up .venv for $(DEVICE): $$(grep -c == $<) packages, $(SIZE), two to five minutes"
-	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) "$(TORCH)" || { test $(DEVICE) = cpu && $(PIP) --index-url $(TORCH_CPU_INDEX) "$(TORCH)"; }
 	$(PIP) -r requirements/$(DEVICE).txt
 	@touch $@
@@ -97,8 +94,8 @@ clean: ## remove the environments and caches, keep runs/
 
 # A separate environment: the API reference is extracted from the sources and needs none of their imports.
 .venv-docs/tools: requirements/docs.txt
-	@$(NEED_PYTHON)
 	@echo "setting up .venv-docs: $$(grep -c == $<) packages, half a minute"
-	$(PYTHON) -m venv --clear .venv-docs
+	rm -rf .venv-docs
+	@requirements/environment.sh .venv-docs "$(PYTHON)"
 	.venv-docs/bin/python -m pip install --no-deps --no-compile --disable-pip-version-check --quiet -r $<
 	@touch $@
