@@ -51,12 +51,13 @@ def test_the_grader_is_told_what_a_reward_function_may_read() -> None:
         )
         for name in ("x", "y")
     ]
-    graded = grade_groups(groups, cast("Grader", SimpleNamespace(grade=grade)), sampling_s=3.0)
+    graded = grade_groups(groups, cast("Grader", SimpleNamespace(grade=grade)), max_tokens=8, sampling_s=3.0)
     assert asked == [
         GradeItem(
             completion=f"{name}{tokens}",
             reference=name,
             tokens=tokens,
+            max_tokens=8,
             problem=f"of {name}",
             prompt=f"<{name}>",
             entry={"a": name},

@@ -263,7 +263,7 @@ def test_an_adapter_is_applied_once_and_not_at_all_when_off() -> None:
     base = model(tokens).logits
     adapted: Any = add_adapter(model, LoraConfig(rank=4, targets="all"), seed=0)[0]
     for layer in lora_layers(adapted).values():
-        nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        nn.init.normal_(cast("Tensor", layer.lora_B["default"].weight), std=0.1)
     learned = adapted(tokens).logits
     assert (learned - base).abs().max() > 0.1
     with adapted.disable_adapter():
