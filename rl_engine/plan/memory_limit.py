@@ -21,7 +21,7 @@ def check_fits(memory: Memory, available: Available) -> None:
         keys = list(dict.fromkeys(key for part in held if part.gib > WORTH_NAMING * needed for key in part.keys))
         where = "of the machine's memory" if on_host else "of memory"
         raise ConfigError(
-            f"this run would need about {needed:.1f} GiB {where} on each rank while it is in {phase}, and "
+            f"this run would need about {needed:.1f} GiB {where} on each rank in its {phase} phase, and "
             f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
             + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
             + f". To need less, {'change ' + ', '.join(keys) if keys else 'take a smaller model'}; "
