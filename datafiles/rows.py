@@ -164,7 +164,7 @@ def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     except TwiceError as error:
         raise TextFileError(f"{key}: {path}, an object has {error}: keep one of them") from None
     except RecursionError:
-        raise TextFileError(f"{key}: {path} is JSON nested without end") from None
+        raise TextFileError(f"{key}: {path} is JSON nested too deeply") from None
     yield from _numbered(path, _items(found), drop)
 
 

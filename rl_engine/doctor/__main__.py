@@ -116,7 +116,7 @@ def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
     offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
     return {
         "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
-        "device": f"{ranks.device}, {ranks.count} rank(s), {'nccl' if cuda else 'gloo'}",
+        "device": f"{ranks.device}, one rank, {'nccl' if cuda else 'gloo'}",
         "attention": f"{kernel} over {layout} rows in the learner, vLLM's own in the sampler",
         "sampler": sampler_line(config) if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
         "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens per micro-batch"

@@ -278,7 +278,7 @@ def table_of(made: Forecast, on_devices: list[DevicePlan]) -> Table:
         )
     host = [max(each.memory.needed(phase, on_host=True) for phase in PHASES) for each in on_devices]
     if any(host):
-        table.add_row("needed of the machine's", *(f"{gib:.2f}" for gib in host))
+        table.add_row("needed of host memory", *(f"{gib:.2f}" for gib in host))
     table.add_row("fits", *("no" if each.refusals else "yes" for each in on_devices), end_section=True)
     table.add_row("groups to sample", *(_groups(each) for each in on_devices))
     table.add_row("sequences side by side", *(str(each.concurrent_sequences) for each in on_devices), end_section=True)

@@ -186,7 +186,7 @@ def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: fl
         *_learning(config, meta_model, cuda),
         *_syncing(config, published, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
-        Part(name="code of matrix products", gib=0.0 if cuda else PRODUCTS_GIB),
+        Part(name="matrix product code", gib=0.0 if cuda else PRODUCTS_GIB),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
         Part(name="CUDA context", gib=CUDA_CONTEXT_GIB if cuda else 0.0),
     ]

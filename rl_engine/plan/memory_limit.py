@@ -19,9 +19,9 @@ def check_fits(memory: Memory, available: Available) -> None:
             continue
         held = memory.held(phase, on_host=on_host)
         keys = list(dict.fromkeys(key for part in held if part.gib > WORTH_NAMING * needed for key in part.keys))
-        where = "of the machine's memory" if on_host else "of memory"
+        where = "of host memory" if on_host else "of memory"
         raise ConfigError(
-            f"this run would need about {needed:.1f} GiB {where} on each rank while it is in {phase}, and "
+            f"this run would need about {needed:.1f} GiB {where} on each rank in its {phase} phase, and "
             f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
             + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
             + f". To need less, {'change ' + ', '.join(keys) if keys else 'take a smaller model'}; "
@@ -36,7 +36,7 @@ def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
         text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"
         host = memory.needed(phase, on_host=True)
         if host:
-            text += f"; {host:.2f} GiB of the machine's {available.host_gib:.2f}"
+            text += f"; {host:.2f} GiB of the host's {available.host_gib:.2f}"
         lines[f"memory, {phase}"] = text
     for part in sorted(memory.parts, key=lambda part: -part.gib):
         where = ", on the machine" if part.on_host else ""

@@ -134,7 +134,7 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
     """Messages about the changes that are allowed."""
     changed = [change for change in found if change.key != "output_dir"]
     if changed:
-        yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, changed))}"
+        yield f"changed since the run began, to be noted in {RESUMED}: {'; '.join(map(str, changed))}"
     rounded = [change.key for change in changed if change.rule is ResumeRule.ROUNDING]
     if rounded:
         yield f"{', '.join(rounded)}: {UP_TO_ROUNDING}"

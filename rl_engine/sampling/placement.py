@@ -157,7 +157,7 @@ def _free_cards(config: Config, ranks: Ranks) -> tuple[str, ...]:
     if rollout.workers * rollout.tensor_parallel_size > len(free):
         raise ConfigError(
             f"rollout.workers {rollout.workers} × rollout.tensor_parallel_size {rollout.tensor_parallel_size} needs "
-            f"{rollout.workers * rollout.tensor_parallel_size} cards, and {learners} learner rank(s) leave {len(free)} "
-            "of those that CUDA shows here: lower rollout.workers, or join a cluster with rollout.address"
+            f"{rollout.workers * rollout.tensor_parallel_size} cards, and the learner's ranks ({learners}) leave "
+            f"{len(free)} of those that CUDA shows here: lower rollout.workers, or join a cluster with rollout.address"
         )
     return free

@@ -341,6 +341,7 @@ def plan_lines(config: Config) -> dict[str, str]:
         handed_out = f"as many as the cluster has room for, {handed_out}"
     else:
         handed_out = f"{workers}, {handed_out}"
+    updates = config.learner.updates
     return {
         "step": (
             f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
@@ -349,7 +350,7 @@ def plan_lines(config: Config) -> dict[str, str]:
         **({"workers": handed_out} if config.rollout.placement == "ray" else {}),
         **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
         "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) per step, "
+            f"{config.loss.name} over {config.loss.baseline}, {updates} update{'s' * (updates > 1)} per step, "
             f"{config.optim.describe()}"
         ),
     }

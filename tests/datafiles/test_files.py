@@ -123,7 +123,7 @@ def test_a_file_without_rows_is_one_line(tmp_path: Path, name: str, content: byt
         ("rows.parquet", b"PAR1....", ["cannot be read as parquet"]),
         ("rows.jsonl", b"ARROW1....", ["cannot be read as arrow"]),
         ("rows.json", f"[{ROW.strip()}".encode(), ["line 1: not JSON"]),
-        ("rows.json", b"[" * 100_000, ["nested without end"]),
+        ("rows.json", b"[" * 100_000, ["nested too deeply"]),
         ("rows.csv", b'problem,answer\n"1+1,2\n', ["line 2: unexpected end of data"]),
         ("rows.csv", b"problem,answer,answer\n1+1,2,3\n", ["has two columns 'answer': rename one of them"]),
         ("rows.jsonl.gz", gzip.compress(ROW.encode(), mtime=0)[:-9], ["a damaged gzip file"]),

@@ -246,7 +246,7 @@ def test_a_refusal_names_what_is_largest_and_what_helps(config: Config, llama: n
 def test_the_machines_own_memory_is_checked_beside_the_cards(config: Config, llama: nn.Module) -> None:
     offloaded = with_settings(config, method="full", learner={"zero_stage": 1, "offload_optimizer": True})
     memory = of_llama(offloaded, llama, gpu_gib=1000.0)
-    with pytest.raises(ConfigError, match="machine's memory"):
+    with pytest.raises(ConfigError, match="host memory"):
         check_fits(memory, Available(device_gib=1000.0, host_gib=32.0))
 
 
