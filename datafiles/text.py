@@ -37,6 +37,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error's whole message as one line; its type if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class TextFileError(ValueError):
     """A file in a format or encoding that cannot be read. The message names the file and a way out."""
 
