@@ -31,6 +31,14 @@ WITHOUT_MARK: dict[tuple[bool, ...], str] = {
 }
 
 
+def new_output(log: Path, seen: int, *, ended: bool) -> bytes:
+    """What a process has written into its log after the first `seen` bytes; until it has ended, only complete lines."""
+    with log.open("rb") as file:
+        file.seek(seen)
+        new = file.read()
+    return new if ended else new[: new.rfind(b"\n") + 1]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, because libraries append tracebacks and advice; its type if there is no
     message."""
