@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from datafiles.text import read_text
+from datafiles.text import in_one_line, read_text
 
 TAG = "tag:yaml.org,2002:"
 STR, MERGE = f"{TAG}str", f"{TAG}merge"
@@ -103,7 +103,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(read_text(path))
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is damaged: {in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")
     return tree

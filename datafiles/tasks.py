@@ -15,6 +15,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, NoReturn
 
+from datafiles.text import in_one_line
+
 OURS = {"seed": "the seed is the run's own `seed`", "size": "how many problems is said in data.limit"}
 """Settings that every task has, but that are configured elsewhere."""
 UNREPEATABLE = frozenset(
@@ -84,7 +86,7 @@ def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
         return maker(made)
     except (AssertionError, TypeError, ValueError, KeyError, AttributeError) as error:
         shown = json.dumps(task.given)
-        raise TaskError(f"{where}task_settings is {shown}, which {task.name} refuses: {_reason(error)}") from error
+        raise TaskError(f"{where}task_settings is {shown}, which {task.name} refuses: {in_one_line(error)}") from error
 
 
 def _no_solver(*_: Any) -> NoReturn:
@@ -126,10 +128,6 @@ def _check_names(task: Task, names: Sequence[str], where: str) -> None:
             near = difflib.get_close_matches(name, there, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(there) or 'none'} (null takes it back)"
             raise TaskError(f"{where}task_settings.{name}: {task.name} has no setting so called; {hint}")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def packed(value: Any) -> Any:

@@ -31,10 +31,23 @@ WITHOUT_MARK: dict[tuple[bool, ...], str] = {
 }
 
 
+def new_output(log: Path, seen: int, *, ended: bool) -> bytes:
+    """What a process has written into its log after the first `seen` bytes; until it has ended, only complete lines."""
+    with log.open("rb") as file:
+        file.seek(seen)
+        new = file.read()
+    return new if ended else new[: new.rfind(b"\n") + 1]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, because libraries append tracebacks and advice; its type if there is no
     message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error's whole message as one line; its type if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class TextFileError(ValueError):

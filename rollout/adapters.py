@@ -118,14 +118,14 @@ def resolve_version(path: Path) -> ResolvedVersion:
         return ResolvedVersion(found, f"{path} is a run: using its best version, {found.name} ({reason})")
     if latest.is_dir():
         reason = _gone(best) if best.is_symlink() else "no evaluation says which is best"
-        return ResolvedVersion(newest, f"{path} is a run: using its newest version, {newest.name} ({reason})")
-    if latest.is_symlink():
+    elif latest.is_symlink():
         raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.hint_of_others()}")
-    if left := store.versions():
+    elif left := store.versions():
         newest = store.path_of(left[-1])
         reason = "its links latest and best are missing, as in a copy, so its best version is not known"
-        return ResolvedVersion(newest, f"{path} is a run: using its newest version, {newest.name} ({reason})")
-    return ResolvedVersion(path)
+    else:
+        return ResolvedVersion(path)
+    return ResolvedVersion(newest, f"{path} is a run: using its newest version, {newest.name} ({reason})")
 
 
 def missing_version(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datafiles.text import new_output
 from rollout.stopping import GRACE_S, kill_session
 
 ERROR = "error: "
@@ -74,11 +75,7 @@ class Child:
         """Print new output; while the command is running, only complete lines."""
         if not self.show:
             return
-        with self.log.open("rb") as file:
-            file.seek(self._shown)
-            new = file.read()
-        if at_work:
-            new = new[: new.rfind(b"\n") + 1]
+        new = new_output(self.log, self._shown, ended=not at_work)
         self._shown += len(new)
         # Look up `sys.stdout` anew each time: in a notebook it belongs to the current cell.
         for line in new.decode(errors="replace").splitlines(keepends=True):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rl_engine.policy.trainable import LogprobFunction
 
 WEIGHTS = "model.safetensors"
+MANIFEST_ENTRIES = {"kind": "full", "rank": 0, "weights": WEIGHTS}
+"""What the manifest of every version says."""
 
 
 class _Cast(nn.Module):
@@ -53,6 +55,12 @@ def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
         name.replace("parametrizations.", "").removesuffix(".original"): parameter
         for name, parameter in model.named_parameters()
     }
+
+
+def describe(parameters: dict[str, nn.Parameter]) -> str:
+    """What is trained, for the console."""
+    count = sum(parameter.numel() for parameter in parameters.values())
+    return f"full fine-tuning, all {count:,} parameters, float32 masters"
 
 
 def write_model(directory: Path, model: Any, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
@@ -99,8 +107,7 @@ class FullPolicy:
             self._base = LogprobModel(frozen, config.sampling.temperature)
 
     def describe(self) -> str:
-        count = sum(parameter.numel() for parameter in self.parameters.values())
-        return f"full fine-tuning, all {count:,} parameters, float32 masters"
+        return describe(self.parameters)
 
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         return [(1.0, list(self.parameters.values()))]
@@ -126,4 +133,4 @@ class FullPolicy:
         write_model(directory, self.causal_lm, tensors, published_config(self._config.model), tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:
-        return {"kind": "full", "rank": 0, "weights": WEIGHTS}
+        return MANIFEST_ENTRIES

@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
+from datafiles.text import in_one_line
 from rl_engine.push.model_card import Licence
 from rl_engine.push.release import files_of
 from rl_engine.run.records import PLOT
@@ -91,8 +92,7 @@ def _card_of(page: Path) -> ModelCardData:
     try:
         card: ModelCardData = ModelCard.load(page).data
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the metadata of {page} cannot be read ({reason}): give --license") from error
+        raise ValueError(f"the metadata of {page} cannot be read ({in_one_line(error)}): give --license") from error
     return card
 
 

@@ -19,6 +19,7 @@ from datafiles.formats import HELD_OUT, check_file
 from datafiles.problems import INPUT, UNASKED_INPUT, columns_of_file, unasked_input
 from datafiles.rows import Row, rows_of
 from datafiles.tasks import Task
+from datafiles.text import in_one_line
 from evals.suites import HELD_OUT_SEED
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
@@ -203,7 +204,7 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
     try:
         part = datasets.load_dataset(chat.path, chat.subset, split=chat.split, revision=chat.revision)
     except ValueError as error:  # no such subset or split, or none chosen out of several
-        raise ValueError(f"{chat.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
+        raise ValueError(f"{chat.path}: {in_one_line(error)} (data.subset, data.split)") from error
     has = part.column_names
     for role, name in data.columns:
         if name is not None and not any(f"{name}.".startswith(f"{column}.") for column in has):

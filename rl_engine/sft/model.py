@@ -79,7 +79,6 @@ def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) ->
     saved_config = published_config(config.model)
     full.compute_in(model, saved_config.dtype)
     parameters = full.masters_of(model)
-    count = sum(parameter.numel() for parameter in parameters.values())
     return TrainableModel(
         model=model,
         causal_lm=model,
@@ -87,8 +86,8 @@ def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) ->
         begin=lambda: None,
         param_groups=[(1.0, list(parameters.values()))],
         write=lambda directory, tensors: full.write_model(directory, model, tensors, saved_config, tokenizer),
-        manifest_fields={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
-        description=f"full fine-tuning, all {count:,} parameters, float32 masters",
+        manifest_fields=full.MANIFEST_ENTRIES,
+        description=full.describe(parameters),
     )
 
 

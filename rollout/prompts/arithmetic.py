@@ -23,6 +23,12 @@ HELD_OUT_SHARE = 0.1
 DRAWS_PER_PROBLEM = 50
 
 
+def split_of(text: str) -> Split:
+    """The split that a problem belongs to, by its text without regard to spacing."""
+    digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
+    return "held_out" if digest[0] < 256 * HELD_OUT_SHARE else "train"
+
+
 @dataclass(frozen=True, slots=True)
 class SignedSum:
     """Signed terms, of which the first is positive: `SignedSum((17, -4, 9))` is 17-4+9."""
@@ -40,8 +46,7 @@ class SignedSum:
     @property
     def split(self) -> Split:
         """The split is a function of the expression, so that no choice of seeds or sizes can mix the two splits."""
-        digest = hashlib.sha256(self.text.encode()).digest()
-        return "held_out" if digest[0] < 256 * HELD_OUT_SHARE else "train"
+        return split_of(self.text)
 
     def direct(self) -> str:
         """The answer without intermediate steps."""

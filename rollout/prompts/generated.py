@@ -13,7 +13,8 @@ from typing import Any
 
 from datafiles.cells import for_json
 from datafiles.tasks import Task, TaskError, open_task
-from rollout.prompts.arithmetic import HELD_OUT_SHARE, Split
+from datafiles.text import in_one_line
+from rollout.prompts.arithmetic import Split, split_of
 from rollout.types import Problem
 
 REASONING_GYM = "reasoning_gym"
@@ -38,12 +39,6 @@ def task_of(name: str | None, settings: Mapping[str, Any], where: str = "data.")
 def check_task(task: Task, where: str = "data.") -> None:
     """Raises `TaskError` for a task that is unavailable or generates nothing; generates one entry."""
     _entry(open_task(task, seed=FIRST_SEED["train"], size=1, where=where), 0, task, where)
-
-
-def split_of(text: str) -> Split:
-    """The split that a problem belongs to, by its text without regard to spacing."""
-    digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
-    return "held_out" if digest[0] < 256 * HELD_OUT_SHARE else "train"
 
 
 def task_problems(task: Task, split: Split, seed: int, where: str = "data.") -> Iterator[Problem]:
@@ -78,7 +73,6 @@ def _entry(made: Any, index: int, task: Task, where: str) -> dict[str, Any]:
         entry: dict[str, Any] = made[index]
     except ERRORS as error:
         raise TaskError(
-            f"{where}task: {task.name} makes no problem with {json.dumps(task.given)}: "
-            f"{' '.join(str(error).split()) or type(error).__name__}"
+            f"{where}task: {task.name} makes no problem with {json.dumps(task.given)}: {in_one_line(error)}"
         ) from error
     return entry

@@ -9,6 +9,7 @@ from typing import Any
 from datafiles.cells import asked_in, cell
 from datafiles.problems import CHOICES, INPUT, Columns, ProblemRow, problem_rows
 from datafiles.rows import Drop, Row
+from datafiles.text import in_one_line
 from rollout.config import ColumnsConfig
 from rollout.prompts.sources import SOURCES, HubDataset
 
@@ -68,7 +69,7 @@ def _load_from_hub(dataset: HubDataset, config: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset.path, config, split=split, revision=dataset.revision)
     except ValueError as error:  # no such subset or split, or several to choose from
-        raise ValueError(f"{dataset.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
+        raise ValueError(f"{dataset.path}: {in_one_line(error)} (data.subset, data.split)") from error
 
 
 def _excluded_texts(dataset: HubDataset) -> frozenset[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.settings import write_yaml
+from datafiles.text import new_output
 from rl_engine.config.file import RUN_CONFIG, CommandConfig, read_config
 from rl_engine.run.board import BEGUN, DONE, FAILED, STATE
 from rl_engine.sweep.cells import Cell, arguments_of
@@ -59,7 +60,10 @@ class Together:
     def news(self, config: SweepConfig) -> list[Result]:
         """The results of the cells that have ended since the last call."""
         code = self.process.returncode  # polled before reading the log, so that the log of an ended process is complete
-        results = [result for line in self._new_lines(last=code is not None) if (result := self._told(line, config))]
+        new = new_output(self.log, self._read, ended=code is not None)
+        self._read += len(new)
+        lines = new.decode(errors="replace").splitlines()
+        results = [result for line in lines if (result := self._told(line, config))]
         if code is None:
             self._end_overdue(config)
         else:
@@ -67,16 +71,6 @@ class Together:
             if self.process.asked_to_stop is None:
                 self._suspect(code)
         return results
-
-    def _new_lines(self, *, last: bool) -> list[str]:
-        """Complete lines printed since the last call."""
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            text = file.read()
-        if not last:
-            text = text[: text.rfind(b"\n") + 1]
-        self._read += len(text)
-        return text.decode(errors="replace").splitlines()
 
     def _told(self, line: str, config: SweepConfig) -> Result | None:
         """Copy a line into its cell's own log; return the cell's result if the line says that it has ended."""

@@ -21,7 +21,7 @@ from rl_engine.config.sft import SftConfig
 from rollout.adapters import MANIFEST, AdapterStore
 from rollout.config import DataConfig
 from rollout.frames import CHAT_TEMPLATES
-from rollout.prompts.generated import split_of
+from rollout.prompts.arithmetic import split_of
 from rollout.types import AdapterRef
 from tests.helpers.generated import needs_reasoning_gym
 from tests.helpers.peft_adapters import write_peft

@@ -15,8 +15,8 @@ import pytest
 from datafiles.tasks import UNREPEATABLE, Task, TaskError, open_task, packed, unpacked
 from rollout.config import DataConfig
 from rollout.prompts import generated
-from rollout.prompts.arithmetic import Split
-from rollout.prompts.generated import check_task, split_of, task_problems
+from rollout.prompts.arithmetic import Split, split_of
+from rollout.prompts.generated import check_task, task_problems
 from rollout.prompts.problems import check_source, first_problem, load_problems, tasks_of
 from rollout.types import Problem
 from tests.helpers.generated import needs_reasoning_gym
