@@ -21,6 +21,7 @@ from datafiles.cells import named
 from datafiles.dropped import Dropped
 from datafiles.rows import way_out
 from datafiles.text import read_text
+from rewards.extraction.marks import open_thought
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import THOUGHTS, UNLEARNED, Conversation, Message, streams
 from rollout.config import PromptConfig
@@ -153,7 +154,13 @@ class ExampleRenderer:
             before = _rendered(chat, messages[:index], ask=True)
             after = _rendered(chat, messages[: index + 1], ask=False)
             if not after.startswith(before):
-                raise UnusableConversationError("the chat template renders a question differently once it is answered")
+                try:
+                    after = before + _in_open_thought(before, after, message)
+                except UnusableConversationError:
+                    if message is messages[-1]:
+                        raise
+                    cuts, said = [], ""  # it is what the later turns are asked after
+                    continue
             if cuts and not before.startswith(said):
                 # Phi-3's template ends the conversation as a whole, not each answer, with the end-of-sequence token.
                 answer, is_learned = cuts[-1]
@@ -175,6 +182,29 @@ def _rendered(chat: ChatTemplate, messages: list[Message], *, ask: bool) -> str:
         return chat.render(messages, ask=ask)
     except TemplateError as error:
         raise UnusableConversationError(f"the chat template refuses it: {error}") from error
+
+
+def _in_open_thought(before: str, after: str, message: Message) -> str:
+    """The answer as it continues a prompt, `before`, in which the chat template has opened the thought, if the template
+    leaves the thought out of an answered turn, at the end of `after` (DeepSeek-R1's does both).
+
+    Raises `UnusableConversationError` if the prompt differs from the rendered conversation in any other way.
+    """
+    mark = open_thought(before)
+    prompt, _, space = before.rpartition(mark) if mark else (before, "", "")
+    if not mark or not after.startswith(prompt):
+        reason = "the chat template renders a question differently once it is answered"
+        thinks = any(name in message for name in THOUGHTS) or "</think>" in message["content"]
+        if thinks and before.rstrip().endswith("</think>"):
+            reason = "a thought, which the chat template has ended in the prompt (see prompt.template_arguments)"
+        raise UnusableConversationError(reason)
+    closing, written = f"</{mark[1:]}", after[len(prompt) :].rstrip()
+    told, ended, _ = message["content"].partition(closing)
+    thoughts = [told.strip().removeprefix(mark)] if ended else [message[key] for key in THOUGHTS if key in message]
+    if not thoughts or closing in written:
+        raise UnusableConversationError(f"no thought, and the chat template opens one in the prompt ({mark})")
+    begin, between = "" if space else "\n", "" if ended else "\n\n"
+    return f"{begin}{thoughts[0].strip()}\n{closing}{between}{written}"
 
 
 def read_template(name: str) -> str:

@@ -21,6 +21,9 @@ from rollout.models import values_of_layers
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
+# Names of layers that tell their kind where those of their blocks do not (OPT, Nemotron-H, RecurrentGemma).
+ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj", "fc1", "fc2"})
 SHARED = "shared by all"
 """The group name of trained parameters that belong to no single layer."""
 
@@ -68,7 +71,8 @@ def group_of(module: str) -> str:
         return "attention"
     if any(word in module for word in ("mlp", "feed_forward", "ffn", "experts")):
         return "mlp"
-    return "other"
+    names = {*module.split(".")}
+    return "attention" if names & ATTENTION else "mlp" if names & FEED_FORWARD else "other"
 
 
 def adaptable(model: nn.Module) -> dict[str, LayerSize]:

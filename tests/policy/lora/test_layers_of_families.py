@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rl_engine.config import LoraConfig
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.merge.weights import merge
+from rl_engine.plan.sizes import Widths
 from rl_engine.policy.agreement import own_logprobs
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import adapter_parameters, add_adapter, check_adapter, write_adapter
-from rl_engine.policy.lora.targets import adaptable
+from rl_engine.policy.lora.targets import adaptable, group_of
 from rl_engine.run.trained import BaseModel, TrainedAdapter
 from rollout.config import ModelConfig
 from tests.helpers.families import families, tiny_config, tiny_model, write_tiny
@@ -42,6 +43,33 @@ def test_every_familys_adapted_layers_match_the_count() -> None:
             continue
         assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == coverage.trainable > 0
     assert refused.keys() == WITHOUT_LAYERS, refused
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        ("model.decoder.layers.0.fc1", "mlp"),  # OPT
+        ("model.layers.3.mixer.up_proj.weight", "mlp"),  # Nemotron-H
+        ("model.layers.7.mixer.o_proj", "attention"),
+        ("model.layers.2.temporal_block.q_proj", "attention"),  # RecurrentGemma
+        ("gpt_neox.layers.0.attention.dense", "attention"),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h", "mlp"),
+        ("model.layers.0.mixer.in_proj", "other"),
+    ],
+)
+def test_a_layers_kind_is_told_by_its_block_or_its_name(path: str, group: str) -> None:
+    """`lora.targets=mlp` matched no layer of OPT, and `attention` none of Nemotron-H."""
+    assert group_of(path) == group
+
+
+def test_a_feed_forward_width_is_found_without_a_block_of_its_own() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "opt", hidden_size=64, ffn_dim=96, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=64
+            )
+        )
+    assert Widths.of(model).intermediate == 96
 
 
 # PEFT searches only modules for the keys of these patterns.
