@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import resource
 from pathlib import Path
 
 from rl_engine.config import Config
@@ -20,12 +21,17 @@ from rollout.frames import refuse_spelt_newline
 from rollout.models import check_files, from_home
 from rollout.peft_format import read_peft
 
+FEWEST_FILES = 128
+"""Open files that a process that trains may need. Alone it gets by with 80. With fewer than it needs, whichever library
+is the first without says so, in its own way: gloo that it cannot resolve 127.0.0.1."""
+
 
 def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
     """Check that the model is complete, the adapter to start from is valid, and the metric services are installed.
 
     Raises `ValueError` or `FileNotFoundError`.
     """
+    check_open_files()
     for package in TRACKERS:
         if getattr(config.log, package) is not None and not is_installed(package):
             raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
@@ -34,6 +40,16 @@ def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
     if begins(config, resume=resume):
         check_texts(config)
     check_files(config.model.name)
+
+
+def check_open_files() -> None:
+    """Raises `ConfigError` if this process may not open enough files."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < FEWEST_FILES:
+        raise ConfigError(
+            f"this shell allows a process {allowed} open files, and training needs {FEWEST_FILES}: raise the limit "
+            f"(ulimit -n {8 * FEWEST_FILES})"
+        )
 
 
 def check_texts(config: Config | SftConfig) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import ray
 from ray._private import worker
 from ray._private.state import available_resources_per_node
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
 from rollout.engine import PoolError
 
@@ -108,14 +109,24 @@ class Size:
 
     def no_place(self) -> str:
         """What is said of a worker that was given up without a place."""
+        if not self.waits_for_place():
+            return "its process did not start in time"
         why = self.lacks()
         return "it found no place in the cluster in time" + (f": {why}" if why else "")
 
     def tell(self, waiting: int, limit_s: float) -> None:
-        """Say what so many workers wait for, unless some machine has room for them."""
-        if (why := self.lacks()) is not None:
+        """Say what so many workers wait for, unless some machine has room for them, or they have a place and their
+        processes are only slow to start."""
+        if self.waits_for_place() and (why := self.lacks()) is not None:
             told = "%d of %d sampling workers wait for a place, at most %.0f s (rollout.start_timeout_s): %s"
             log.warning(told, waiting, self.workers, limit_s, why)
+
+    def waits_for_place(self) -> bool:
+        """Whether Ray has found no machine for some worker. What is free does not tell: a worker whose process is being
+        started has its cores already."""
+        asked = get_cluster_resource_state(worker.global_worker.gcs_client).pending_resource_requests
+        bundles = [one.request.resources_bundle for one in asked if one.count]
+        return any((each.get("CPU", 0), each.get("GPU", 0)) == (self.cpus, self.gpus) for each in bundles)
 
     def lacks(self) -> str | None:
         """Why a worker finds no place now, with the way out; None if some machine has room for it."""

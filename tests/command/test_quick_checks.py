@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -15,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from rl_engine.config import load_config
+from rl_engine.config.file import ConfigError
+from rl_engine.run.checks import check_parts
 from rollout.models import EMBEDDED_DIR
 
 ROOT = Path(__file__).parents[2]
@@ -324,3 +329,17 @@ def test_supervised_training_refuses_a_launcher_at_once(tmp_path: Path) -> None:
     ((code, output, _, _),) = answers(tmp_path, command, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
     assert (code, output.partition("WORLD_SIZE is 2")[2]) == (2, ": run the command without a launcher")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("allowed", "refused"), [(64, True), (1024, False), (resource.RLIM_INFINITY, False)])
+def test_too_few_open_files_are_reported_before_loading(
+    allowed: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise gloo says of two ranks that it cannot resolve 127.0.0.1, in a traceback."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    with (
+        pytest.raises(ConfigError, match=r"^this shell allows a process 64 .* \(ulimit -n 1024\)$")
+        if refused
+        else (contextlib.nullcontext())
+    ):
+        check_parts(load_config("quickstart.yaml"))

@@ -81,7 +81,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_processes_of_mpi_or_slurm_are_told_what_makes_them_one_run(
+def test_processes_of_mpi_or_slurm_are_told_how_to_be_one_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`srun python -m rl_engine.train` starts as many runs as there are processes, in one directory."""

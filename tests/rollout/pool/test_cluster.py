@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from rollout.pool.cluster import Machine, Size, placement_of
@@ -43,6 +45,29 @@ def test_what_a_worker_without_a_place_lacks(monkeypatch: pytest.MonkeyPatch) ->
     assert Size(5, 1, 1).lacks() is Size(5, 64, 0).lacks() is None
     lacks = "each takes 1 core and 2 cards on one machine, and the cluster has 80 of 192 cores and 2 of 14 cards free: "
     assert (Size(5, 1, 2).lacks() or "").startswith(lacks)
+
+
+def test_a_slow_start_is_not_taken_for_a_lack_of_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that is being started, from a slow disk, has its cores: nothing is free, and nothing else is needed."""
+    asked: list[SimpleNamespace] = []
+    monkeypatch.setattr("rollout.pool.cluster.machines", lambda: [NODE])
+    monkeypatch.setattr("rollout.pool.cluster.available_resources_per_node", lambda: {"b": {"CPU": 0.0}})
+    monkeypatch.setattr("rollout.pool.cluster.worker", SimpleNamespace(global_worker=SimpleNamespace(gcs_client=None)))
+    there = SimpleNamespace(pending_resource_requests=asked)
+    monkeypatch.setattr("rollout.pool.cluster.get_cluster_resource_state", lambda _: there)
+    size = Size(2, 2, 1)
+    for bundle in ({}, {"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}):  # what others ask for
+        asked.append(SimpleNamespace(count=1, request=SimpleNamespace(resources_bundle=bundle)))
+    size.tell(1, 600)
+    assert (caplog.text, size.no_place()) == ("", "its process did not start in time")
+    asked.append(SimpleNamespace(count=1, request=SimpleNamespace(resources_bundle={"CPU": 2.0, "GPU": 1.0})))
+    size.tell(1, 600)
+    assert (
+        "1 of 2 sampling workers wait for a place, at most 600 s (rollout.start_timeout_s): each takes" in caplog.text
+    )
+    assert size.no_place().startswith("it found no place in the cluster in time: each takes 2 cores and 1 card on one")
 
 
 def test_placement_in_words() -> None:
