@@ -130,7 +130,21 @@ def test_a_float32_head_is_cast_once_per_pass(kind: str, monkeypatch: pytest.Mon
     assert float((gradient - other).norm() / other.norm()) < 0.02
 
 
-def test_gpu_chunks_are_as_large_as_their_budget_allows() -> None:
+def test_sums_over_many_chunks_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 rows of which each pulls by ½: in bfloat16 such a sum stops growing at 128."""
+    monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 1)
+    weight, bias = (torch.zeros(*shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((2, 1), (2,)))
+    hidden, target = torch.ones(600, 1, dtype=torch.bfloat16), torch.zeros(600, dtype=torch.int64)
+    logprob, _ = _TrainedHead.apply(hidden, weight, bias, target, TRANSFORMS[0])  # type: ignore[no-untyped-call]
+    of_weight, of_bias = torch.autograd.grad(logprob.sum(), (weight, bias))
+    assert of_weight.flatten().tolist() == of_bias.tolist() == [300.0, -300.0]
+    assert of_weight.dtype == of_bias.dtype == torch.bfloat16
+
+
+def test_chunks_are_as_large_as_their_budget_allows() -> None:
+    # On a CPU 28 MiB of float32 logits, and 16 rows at least.
+    assert rows_at_once(151_936, "cpu") == 28 * 2**20 // (4 * 151_936) == 48
+    assert rows_at_once(1_000_000, "cpu") == 16
     assert rows_at_once(151_936, "cuda") == 883
     assert rows_at_once(49_152, "cuda") == 2730
     assert rows_at_once(1_000_000, "cuda") == 512
