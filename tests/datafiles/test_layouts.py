@@ -151,6 +151,8 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
         ({"choices": {"text": ["Rome", "Oslo"], "label": ["A", "B"]}, "answer": "B"}, False),
         ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # plain text, which may be anything
         ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
+        ({"choices": ["Rome", "Oslo"], "answer": "Lima"}, True),
+        ({"choices": ["Rome", "Oslo"], "answer": 2}, True),  # they are counted from 0
         ({"choices": ["1", "2"], "answer": 1}, True),
         ({"options": ["$3$", "$1$", "$4$"], "answer": "1"}, True),
         ({"choices": [], "answer": "B"}, True),
