@@ -38,7 +38,7 @@ def joined(before: Completion, segment: Completion, stop: Sequence[str], decode:
     def is_over(length: int) -> bool:
         return any(string in decode(token_ids[:length]) for string in stop)
 
-    if stop and is_over(count):
+    if is_over(count):
         # The first token that completes a stop string ends the completion, as if it were sampled in one go.
         count = bisect_left(range(count), True, lo=len(before.token_ids) + 1, key=is_over)
         text, finish_reason = _before_stop(decode(token_ids[:count]), stop), "stop"

@@ -63,7 +63,7 @@ class Cursor(Generic[T]):
         if self.replay == 1:
             return
         (self._silent.discard if taught else self._silent.add)(self._place(position))
-        while len(self._epochs) > 1 and self._epochs[0].end <= position:
+        while self._epochs[0].end <= position:  # of the epoch that holds the position, the end lies behind it
             del self._epochs[0]
 
     def state(self, position: int) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
         ({"choices": {"text": ["Rome", "Oslo"], "label": ["A", "B"]}, "answer": "B"}, False),
         ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # plain text, which may be anything
         ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
+        ({"choices": ["Rome", "Oslo"], "answer": "Lima"}, True),
+        ({"choices": ["Rome", "Oslo"], "answer": 2}, True),  # they are counted from 0
         ({"choices": ["1", "2"], "answer": 1}, True),
         ({"options": ["$3$", "$1$", "$4$"], "answer": "1"}, True),
         ({"choices": [], "answer": "B"}, True),
@@ -305,6 +307,13 @@ def test_shards_may_be_counted_from_one(tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"train-{part:05}-of-00002.jsonl").write_text(json.dumps({"problem": f"{part}+1", "answer": "1"}))
     assert not load(tmp_path).dropped
+
+
+def test_the_rows_of_an_array_are_counted_from_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"problem": "1+1", "answer": "2"}, [], {"problem": "1+2"}]))
+    loaded = load(tmp_path / "rows.json")
+    assert loaded.examples == {"not a JSON object": "rows.json:2", "no answer": "rows.json:3"}
+    assert [one.id for one in loaded.problems] == ["rows.json-1"]
 
 
 @pytest.mark.parametrize("indent", [None, 1])

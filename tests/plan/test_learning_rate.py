@@ -43,7 +43,9 @@ def test_an_unknown_family_gets_the_part_without_family() -> None:
     assert rate(("gemma3", 4096)) == pytest.approx(5e-4)
     assert rate(("gemma3", 1024), rl=True) == pytest.approx(4e-5)
     for rl in (False, True):
-        assert "'gemma3'" in said(("gemma3", 4096), rl=rl)
+        told = said(("gemma3", 4096), rl=rl)
+        assert told.count("nothing was fitted to the family 'gemma3'") == 1 + rl  # the supervised rule is told too
+        assert "^" not in told
         assert "fitted to the family" not in said(LLAMA_8B, rl=rl)
 
 
@@ -55,6 +57,9 @@ def test_reinforcement_learning_starts_at_4e_5() -> None:
     assert rate(("llama", 576), rl=True) == 8e-5
     assert rate(("llama", 2**17), rl=True) == 1e-5
     assert "kept within the range: 8e-05" in said(("llama", 576), rl=True)
+    assert "× (4096/8192)^0.781 = 2.33e-05, since those recipes have hidden size 4096" in said(("llama", 8192), rl=True)
+    for words in ("kept within", "those recipes have"):
+        assert words not in said(LLAMA_8B, rl=True)
     assert rate(LLAMA_8B, rl=True, steps=57) == 4e-5, "the recipe it comes from is as short"
 
 

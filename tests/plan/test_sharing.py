@@ -78,6 +78,10 @@ def test_runs_fall_into_groups_in_the_order_given(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two of the configurations have"):
         groups_of([at("a"), at("b"), at("a", "seed=1")])
     assert [cell.name for cell in named([at("a")])] == ["run"]
+    inside = [at("a", "output_dir=runs/a"), at("b", "output_dir=runs/a/../a/b")]
+    assert [cell.name for cell in named(inside)] == ["runs/a", "runs/a/../a/b"]
+    with pytest.raises(ConfigError, match="two of the configurations have"):
+        named([at("a", "output_dir=runs/a"), at("b", "output_dir=runs/b/../a")])
 
 
 def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], ranks: Ranks) -> None:

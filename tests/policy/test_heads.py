@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Gemma3Config, Gemma3TextConfig
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy import logprobs
 from rl_engine.policy.full import compute_in
-from rl_engine.policy.logits import LogitTransform, compiled, head_chunk, only
+from rl_engine.policy.logits import LogitTransform, compiled, head_chunk, only, transform_of
 from rl_engine.policy.logprobs import LogprobModel, _frozen_chunk, _TrainedHead, rows_at_once
 from tests.helpers.families import tiny_model
 from tests.helpers.precision import assert_same_sums
@@ -26,6 +27,22 @@ def parts(rows: int = 23, vocabulary: int = 40, hidden: int = 16) -> tuple[Tenso
     weight = torch.randn(vocabulary, hidden, generator=generator)
     target = torch.randint(0, vocabulary, (rows,), generator=generator)
     return torch.randn(rows, hidden, generator=generator), weight, torch.randn(vocabulary, generator=generator), target
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_tempered_transform_divides_what_the_model_returns(transform: LogitTransform) -> None:
+    raw = torch.linspace(-5, 5, 11).double().requires_grad_()
+    tempered = transform.tempered(0.7)
+    found = tempered.apply(raw)
+    torch.testing.assert_close(found, transform.apply(raw) / 0.7)
+    slope = tempered.cap_slope(found)
+    (wanted,) = torch.autograd.grad(found.sum(), raw)
+    torch.testing.assert_close((1.0 if slope is None else slope) / tempered.divisor * torch.ones(11).double(), wanted)
+
+
+def test_a_wrappers_text_model_says_what_it_does_to_its_logits() -> None:
+    text = Gemma3TextConfig(final_logit_softcapping=30.0)
+    assert transform_of(text) == transform_of(Gemma3Config(text_config=text)) == LogitTransform(cap=30.0)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -130,7 +147,21 @@ def test_a_float32_head_is_cast_once_per_pass(kind: str, monkeypatch: pytest.Mon
     assert float((gradient - other).norm() / other.norm()) < 0.02
 
 
-def test_gpu_chunks_are_as_large_as_their_budget_allows() -> None:
+def test_sums_over_many_chunks_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 rows of which each pulls by ½: in bfloat16 such a sum stops growing at 128."""
+    monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 1)
+    weight, bias = (torch.zeros(*shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((2, 1), (2,)))
+    hidden, target = torch.ones(600, 1, dtype=torch.bfloat16), torch.zeros(600, dtype=torch.int64)
+    logprob, _ = _TrainedHead.apply(hidden, weight, bias, target, TRANSFORMS[0])  # type: ignore[no-untyped-call]
+    of_weight, of_bias = torch.autograd.grad(logprob.sum(), (weight, bias))
+    assert of_weight.flatten().tolist() == of_bias.tolist() == [300.0, -300.0]
+    assert of_weight.dtype == of_bias.dtype == torch.bfloat16
+
+
+def test_chunks_are_as_large_as_their_budget_allows() -> None:
+    # On a CPU 28 MiB of float32 logits, and 16 rows at least.
+    assert rows_at_once(151_936, "cpu") == 28 * 2**20 // (4 * 151_936) == 48
+    assert rows_at_once(1_000_000, "cpu") == 16
     assert rows_at_once(151_936, "cuda") == 883
     assert rows_at_once(49_152, "cuda") == 2730
     assert rows_at_once(1_000_000, "cuda") == 512

@@ -36,8 +36,9 @@ def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> N
 def test_a_run_resolves_to_its_best_version_else_the_newest(store: AdapterStore) -> None:
     """The choice is reported. A version that is named in any way is taken as it is."""
     run = store.root.parent
-    nothing = resolve_version(run)
-    assert (nothing.directory, nothing.why) == (run, "")
+    for path in (run, run / "typo"):
+        nothing = resolve_version(path)
+        assert (nothing.directory, nothing.why) == (path, "")
     for version in (0, 1, 2):
         store.publish(version, write_weights, {"rank": 1, "base_model": "m"})
     newest = resolve_version(run)
@@ -127,6 +128,27 @@ def test_what_is_damaged_is_not_believed(store: AdapterStore, damage: object, wo
     damage(path)
     with pytest.raises(AdapterError, match=words):
         read_manifest(path)
+    with pytest.raises(AdapterError, match=words):
+        store.open(0)
+
+
+def test_a_manifest_vouches_for_no_file_elsewhere(store: AdapterStore) -> None:
+    """Even where the file is there and has that digest."""
+    paths = [store.publish(version, write_weights, {"rank": 1}).path for version in (0, 1)]
+    digest = read_manifest(paths[0])["files"]["weights.bin"]
+    for name in ("../v000000/weights.bin", str(paths[0] / "weights.bin"), "./weights.bin"):
+        (paths[1] / MANIFEST).write_text(json.dumps({"format": 1, "files": {name: digest}}))
+        with pytest.raises(AdapterError, match="is missing"):
+            read_manifest(paths[1])
+
+
+def test_what_a_killed_process_left_is_removed(store: AdapterStore) -> None:
+    for name in (".v000003.partial", ".v000001.gone"):
+        (store.root / name).mkdir(parents=True)
+    (store.root / ".latest.partial").symlink_to("v000003")
+    ref = store.publish(4, write_weights, {"rank": 1})
+    assert store.pointed("latest") == 4
+    assert {path.name for path in store.root.iterdir()} == {ref.path.name, "latest"}
 
 
 @pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (512, 512)])
@@ -156,3 +178,5 @@ def test_best_is_a_link_like_latest(store: AdapterStore) -> None:
     assert store.pointed("latest") == 2
     assert store.versions() == [0, 1, 2]
     assert (store.root / "best").resolve() == store.path_of(0).resolve()
+    store.delete(0)
+    assert store.pointed("best") == 0

@@ -32,6 +32,12 @@ def estimate(gaps: np.ndarray) -> KlEstimate:
     return KlEstimate(kl=float(costs.mean()), error=error, tokens=len(costs))
 
 
+def test_a_margin_by_hand() -> None:
+    """A token costs at most ½ · 2² = 2: over 8 tokens, 3 √(0.01 · 2 / 8) + 2 / 8. Or three of its own errors."""
+    assert KlEstimate(kl=0.0, error=1e9, tokens=8).margin(0.01, 2.0) == pytest.approx(0.4)
+    assert KlEstimate(kl=0.0, error=0.1, tokens=8).margin(0.01, 2.0) == pytest.approx(0.3)
+
+
 SIZES = [1, 2, 5, 20, 115, 448, 4000]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import sample_seed
-from rollout.segments import is_unfinished, joined
-from rollout.types import AdapterRef, Completion, Problem, Prompt, Segment
+from rollout.segments import goes_on, is_unfinished, joined
+from rollout.types import AdapterRef, Completion, FinishReason, Problem, Prompt, Segment
 from tests.helpers.batches import LOOSE, alternating
+from tests.helpers.builders import completion
 from tests.helpers.precision import LOGPROB_NATS
 
 END = 0
 
 
 def utf8(token_ids: Sequence[int]) -> str:
-    """A tokenizer whose tokens are bytes, so that a character may take several. The end token has no text."""
-    return bytes(token for token in token_ids if token != END).decode(errors="replace")
+    """A tokenizer whose tokens are bytes, so that a character may take several. The end token has a text."""
+    return b"".join(b"<end>" if token == END else bytes([token]) for token in token_ids).decode(errors="replace")
 
 
 def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key: str) -> Completion:
@@ -36,7 +38,7 @@ def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key
     text, reason = "", "length"
     for token in tokens[start:max_tokens]:
         said = (*said, token)
-        text = utf8(said)
+        text = utf8(said if token != END else said[:-1])
         found = [text.find(string) for string in stop if string in text]
         if found or token == END:
             text, reason = (text[: found[0]] if found else text), "stop"
@@ -55,7 +57,7 @@ def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key
         b"User:\x00",
     ],
 )
-@pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:")])
+@pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:"), ("User:", "\nUser:")])
 def test_segments_make_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
     """Segments may also end within characters and within stop strings: a stop string that neither segment sees whole
     ends the joined completion where it would have ended it in one go."""
@@ -79,6 +81,34 @@ def test_segments_make_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...
                 Segment(adapter=f"v{number + 1}", tokens=borders[number + 1] - borders[number])
                 for number in range(len(borders) - 1)
             )
+
+
+def test_a_completion_is_unfinished_below_the_limit_alone() -> None:
+    cut, ended = completion(tokens=5, finish_reason="length"), completion(tokens=5)
+    assert [is_unfinished(cut, most) for most in (5, 6)] == [False, True]
+    assert not is_unfinished(ended, 6)
+
+
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_only_what_was_cut_off_is_gone_on_with(reason: FinishReason) -> None:
+    """By the same tokens, drawn with the same probabilities, in the same versions. What was finished stays as it is."""
+    before = Completion(text="ab", token_ids=(1, 2), logprobs=(-1.0, -2.0), finish_reason=reason, adapter="v1")
+    after = Completion(
+        text="abc",
+        token_ids=(1, 2, 3),
+        logprobs=(-1.0, -2.0, -3.0),
+        finish_reason="stop",
+        adapter="v2",
+        earlier=(Segment(adapter="v1", tokens=2),),
+    )
+    assert goes_on(before, after, 9) == (reason == "length")
+    assert goes_on(before, before, 9) == (reason == "stop")
+    for other in (
+        replace(after, token_ids=(1, 4, 3)),
+        replace(after, logprobs=(-1.0, -2.5, -3.0)),
+        replace(after, earlier=(Segment(adapter="v0", tokens=2),)),
+    ):
+        assert not goes_on(before, other, 9)
 
 
 def test_what_goes_on_draws_numbers_of_its_own() -> None:

@@ -1,10 +1,90 @@
-"""How a request is split into work items."""
+"""How a request is split into work items, and which answers these take."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from rollout.work_items import LARGEST_PIECE, piece_size, pieces_of
+from rollout.config import SamplingConfig
+from rollout.types import AdapterRef, Completion, RolloutGroup, Segment
+from rollout.work_items import LARGEST_PIECE, PromptBatch, WorkItem, extended, piece_size, pieces_of, split
+from tests.helpers.builders import prompt
+
+PROMPTS = [prompt(name) for name in "abcde"]
+OLD, NEW = (AdapterRef(name="policy", version=n, path=Path(), sha256="", rank=1) for n in (1, 2))
+SHORT, LONG = SamplingConfig(n=2, max_tokens=3), SamplingConfig(n=2, max_tokens=9)
+
+
+def said(tokens: int, ref: AdapterRef, *, before: Completion | None = None) -> Completion:
+    """A completion of this length: cut off at three tokens, ended otherwise."""
+    return Completion(
+        text="",
+        token_ids=tuple(range(tokens)),
+        logprobs=(-1.0,) * tokens,
+        finish_reason="length" if tokens == 3 else "stop",
+        adapter=ref.key,
+        earlier=() if before is None else before.segments,
+    )
+
+
+def answered(item: WorkItem, *completions: Completion) -> list[RolloutGroup]:
+    return [RolloutGroup(prompt=each, completions=completions) for each in item.prompts]
+
+
+def test_a_request_is_done_when_all_its_items_are() -> None:
+    request = split(PromptBatch(PROMPTS, SHORT, OLD, list("vwxyz")), 2)
+    assert [(list(item.prompts), list(item.seeds)) for item in request.items] == [
+        (PROMPTS[:2], ["v", "w"]),
+        (PROMPTS[2:4], ["x", "y"]),
+        (PROMPTS[4:], ["z"]),
+    ]
+    for item in reversed(request.items):
+        assert not request.done
+        assert item.ready
+        assert item.take(answered(item, said(2, OLD), said(3, OLD))) is None
+    assert request.done
+    assert [group.prompt for group in request.groups()] == PROMPTS
+
+
+def test_an_answer_to_something_else_is_not_taken() -> None:
+    (item,) = split(PromptBatch(PROMPTS[:1], SHORT, OLD, ["v"]), 2).items
+    both = (said(2, OLD), said(3, OLD))
+    for groups, why in (
+        (answered(item, *both, said(1, OLD)), "other prompts"),
+        (answered(item, said(2, OLD)), "other prompts"),
+        ([], "other prompts"),
+        ([RolloutGroup(prompt=PROMPTS[1], completions=both)], "other prompts"),
+        (answered(item, said(2, OLD), said(3, NEW)), "it sampled from policy-v000002 when asked for policy-v000001"),
+    ):
+        assert why in (item.take(groups) or "")
+        assert item.groups is None
+
+
+def test_a_later_leg_goes_on_with_what_was_cut_off_alone() -> None:
+    """It may start when the leg before it is there. What had ended stays as it was, of the earlier version."""
+    first = split(PromptBatch(PROMPTS[:2], SHORT, OLD, ["v", "w"]), 1)
+    more = extended(first, LONG, NEW)
+    assert (more.sampling, more.adapter) == (LONG, NEW)
+    assert [(item.prompts, item.seeds, item.before) for item in more.items] == [
+        (item.prompts, item.seeds, item) for item in first.items
+    ]
+    before, item = first.items[0], more.items[0]
+    assert not item.ready
+    ended, cut = said(2, OLD), said(3, OLD)
+    before.take(answered(before, ended, cut))
+    assert item.ready
+    assert not more.items[1].ready
+    went_on = said(5, NEW, before=cut)
+    assert went_on.segments == (Segment(adapter=OLD.key, tokens=3), Segment(adapter=NEW.key, tokens=2))
+    for wrong, why in (
+        ((ended, said(5, NEW)), "did not go on"),
+        ((said(4, NEW), went_on), "did not go on"),
+        ((ended, replace(went_on, adapter=OLD.key)), "it sampled from policy-v000001 when asked for policy-v000002"),
+    ):
+        assert why in (item.take(answered(item, *wrong)) or "")
+    assert item.take(answered(item, ended, went_on)) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
 import pytest
@@ -77,6 +78,34 @@ def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
         assert {item for item in again if item >= 500} == set(range(500, 1000))
         assert 65 <= sum(item < 500 for item in again) <= 140  # four standard deviations around 100
     assert len(cursor._epochs) <= 2
+
+
+def drawn(cursor: Cursor[int], until: int, ahead: int) -> list[int]:
+    """What a run draws up to a position, and whether it learns from each item, `ahead` draws later: multiples of 3
+    teach something."""
+    found = {}
+    for position in range(first := cursor.position, until):
+        (found[position],) = cursor.take(1)
+        if (known := position - ahead) >= first:
+            cursor.learned(known, taught=found[known] % 3 == 0)
+    return [*found.values()]
+
+
+@pytest.mark.parametrize("ahead", [0, 5])
+@pytest.mark.parametrize("replay", [0.3, 1.0])
+def test_a_cursor_resumes_where_it_had_learned(replay: float, ahead: int) -> None:
+    """What had been drawn ahead is drawn again, also where an epoch ended or had begun on the way."""
+
+    def made() -> Cursor[int]:
+        return Cursor(list(range(7)), seed=2, replay=replay)
+
+    whole = drawn(made(), 60, ahead)
+    for done in range(60 - ahead):
+        begun, resumed = made(), made()
+        drawn(begun, done + ahead, ahead)
+        resumed.restore(done, json.loads(json.dumps(begun.state(done))))
+        assert resumed.position == done
+        assert drawn(resumed, 60, ahead) == whole[done:]
 
 
 def test_where_nothing_taught_anything_all_are_drawn_again() -> None:

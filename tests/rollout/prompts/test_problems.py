@@ -15,9 +15,9 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.data import prepare
 from rollout.config import ColumnsConfig, DataConfig, PromptConfig
 from rollout.models import locate_model
-from rollout.prompts.problems import hub_items, load_problems
+from rollout.prompts.problems import dataset_of, hub_items, load_problems
 from rollout.prompts.renderer import Renderer
-from rollout.prompts.sources import SOURCES
+from rollout.prompts.sources import SOURCES, HubDataset
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:
@@ -208,6 +208,33 @@ def test_a_hub_set_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         load(**{**hub, "split": "nowhere"})
     with pytest.raises(ValueError, match=r"needs data\.name"):
         load(source="hub")
+
+
+def test_a_mix_counts_what_all_its_sources_drop(tmp_path: Path) -> None:
+    """With the first example of each reason."""
+    good, bad = {"problem": "1+1", "answer": "2"}, {"problem": "1+2"}
+    paths = [write_jsonl(tmp_path / "a.jsonl", [good, bad]), write_jsonl(tmp_path / "b.jsonl", [bad, good, "{"])]
+    loaded = load(source="mix", mix=[{"source": "file", "path": path} for path in paths])
+    assert loaded.dropped == {"no answer": 2, "not JSON": 1}
+    assert loaded.examples == {"no answer": "a.jsonl:2", "not JSON": "b.jsonl:3"}
+
+
+def test_the_datasets_of_a_mix_are_named_by_its_keys() -> None:
+    """MATH also needs the problems that it leaves out; what is read from a file or generated needs nothing."""
+    columns = ColumnsConfig(level="hardness", subject="topic")
+    hub = DataConfig(source="hub", name="org/set", subset="easy", columns=columns)
+    assert dataset_of(hub) == HubDataset(path="org/set", configs=("easy",), level="hardness", subject="topic")
+    assert dataset_of(DataConfig(source="math", path="mine.jsonl")) is None
+    mix = DataConfig.model_validate(
+        {"source": "mix", "mix": [{"source": "arithmetic"}, {"source": "math"}, {"source": "hub", "name": "org/set"}]}
+    )
+    assert [(item.what, item.repo) for item in hub_items(mix)] == [
+        ("data.mix.1.source math", "EleutherAI/hendrycks_math"),
+        ("data.mix.1.source math", "HuggingFaceH4/MATH-500"),
+        ("data.mix.2.name", "org/set"),
+    ]
+    (one,) = hub_items(DataConfig(source="gsm8k"), "the suite", "give a file")
+    assert (one.what, one.repo, one.instead) == ("the suite gsm8k", "openai/gsm8k", "give a file")
 
 
 def test_rows_without_an_answer_are_for_rewards_without_one(
