@@ -23,8 +23,8 @@ _HIDDEN = tuple(
             r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>"
             r".*?(?:</(?P=tag)>|\Z)",
         ),
-        # A LaTeX comment: a percent sign that follows neither a backslash nor a number.
-        ("%", r"(?<![\\\d}])(?<!\d )%[^\n]*"),
+        # A LaTeX comment: a percent sign that follows neither a backslash nor a number, and is not all of a \text{%}.
+        ("%", r"(?<![\\\d}])(?<!\d )%(?!\})[^\n]*"),
         (r"\verb", r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
     )
 )  # fmt: skip

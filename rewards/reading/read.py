@@ -219,8 +219,6 @@ class Reader:
             return Unusable("incomplete_relation", text)
         if operators[-1] == "~":
             return self._approximation(sides, operators)
-        if operators == ["in"]:
-            return Relation((sides[0], sides[1]), ("in",))
         return Relation(tuple(sides), tuple(operators))
 
     def _approximation(self, sides: list[str], operators: list[str]) -> Node:
@@ -308,11 +306,14 @@ class Reader:
         if opening in {"(", r"\langle"} and len(pieces) > 1 and _has_one_choice_of_sign(inside):
             return self.plus_minus(text)
         if len(pieces) == 1:
-            node = self.part(inside)
-            if (opening, closing) == ("(", ")") or (opening == "[" and _is_whole(node)):
-                return node
-            return Bracketed(opening, closing, (node,)) if (opening, closing) == ("[", "]") else None
+            return self._alone(opening + closing, self.part(inside))
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
+
+    def _alone(self, pair: str, node: Node) -> Node | None:
+        """One value in brackets: [7] is 7 as a list of one, an integer part and a group; [x] and [7.5] are not."""
+        if pair == "()" or (pair == "[]" and isinstance(node, Exact) and node.number.value.denominator == 1):
+            return node
+        return Bracketed("[", "]", (node,)) if pair == "[]" else None
 
     def _set_builder(self, inside: str) -> Node | None:
         r"""{x | x > 3} is the region x > 3, {2k | k \in \mathbb{Z}} a family; any other equals only its own text."""
@@ -347,12 +348,6 @@ class Reader:
 
     def words(self, text: str) -> Node | None:
         return phrases.words(text)
-
-
-def _is_whole(node: Node) -> bool:
-    """Whether a value in square brackets is the same as a list of one, as an integer part and as a group: [7]. [x] and
-    [7.5] are not."""
-    return isinstance(node, Exact) and node.number.value.denominator == 1
 
 
 def _has_one_choice_of_sign(inside: str) -> bool:
