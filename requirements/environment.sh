@@ -29,7 +29,7 @@ first_of() {
             echo "$python"
             return
         fi
-        reason=$(echo "$said" | grep -E 'not found|Error|Python' | tail -n 1)
+        reason=$(echo "$said" | sed -n '/^[A-Za-z]*Error: /s///p; /not found/p; /^it is/p' | tail -n 1)
         reasons="$reasons
   $python: ${reason:-it does not run}"
     done

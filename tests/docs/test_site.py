@@ -19,8 +19,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 QUOTE = re.compile(r"^```text\n(.*?)^```$|^\| `([^`]{40,})` \|", re.DOTALL | re.MULTILINE)
-VALUE = re.compile(r"%[sd]|\{[^}]*\}|\$\(\w+\)")
-"""Placeholders in a message: those of logging, of `str.format` and of make."""
+VALUE = re.compile(r"%[sd]|\$?\{[^}]*\}|\$\(\w+\)|\$\w+")
+"""Placeholders in a message: those of logging, of `str.format`, of make and of the shell."""
 LINK = re.compile(r"(?<=\]\()([^)#\s:]*)(?:#([^)\s]*))?(?=\))")
 FENCED = re.compile(r"^( *)(`{3,}|~{3,})(?s:.*?)^ *\2 *$", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
@@ -98,8 +98,9 @@ def test_a_link_that_leads_nowhere_is_seen() -> None:
 
 @cache
 def words_of_the_product() -> tuple[str, ...]:
-    """The text between the values in every message in the sources and the Makefile, longest first."""
+    """The text between the values in every message in the sources, the Makefile and its script, longest first."""
     texts = re.findall(r'echo "([^"]+)"', (ROOT / "Makefile").read_text())
+    texts += re.findall(r'"([^"\n]+)"', (ROOT / "requirements" / "environment.sh").read_text())
     for package in ("datafiles", "rewards", "rollout", "evals", "rl_engine"):
         for path in (ROOT / package).rglob("*.py"):
             nodes = ast.walk(ast.parse(path.read_text()))

@@ -47,7 +47,7 @@ def bare(tmp_path: Path) -> Path:
     """A directory for the path, without any Python."""
     place = tmp_path / "bin"
     place.mkdir()
-    for name in ("sh", "grep", "tail", "env"):
+    for name in ("sh", "sed", "tail"):
         (place / name).symlink_to(str(shutil.which(name)))
     return place
 
@@ -88,7 +88,7 @@ def test_the_newest_that_serves_is_taken(bare: Path) -> None:
         "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none was found that serves:",
     )
     assert said[1] == "  python3.13: pyenv: python3.13: command not found"
-    assert said[2].startswith("  python3.12: ModuleNotFoundError: ")
+    assert said[2].startswith("  python3.12: import of ensurepip halted")
     a_python(bare / "python3.11", "3.11.2")
     assert environment(bare) == (0, [])
     assert version_in(bare.parent) == "3.11.2"
