@@ -306,7 +306,7 @@ def test_a_link_to_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_shards_may_be_counted_from_one(tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"train-{part:05}-of-00002.jsonl").write_text(json.dumps({"problem": f"{part}+1", "answer": "1"}))
-    assert not load(tmp_path).dropped
+    assert not load(tmp_path).dropped.counts
 
 
 def test_the_rows_of_an_array_are_counted_from_one(tmp_path: Path) -> None:
