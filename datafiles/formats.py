@@ -74,8 +74,7 @@ def format_of(path: Path, key: str) -> Format:
         return Format(kind="shards" if _check_shards(path, key) else "empty")
     if not path.is_file():
         raise FileNotFoundError(f"{key}: no such file: {path}{_way_to_read(str(path), key)}")
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
+    head = _head(path)
     packed = head.startswith(GZIP)
     if packed:
         head = _unpacked_head(path, key)
@@ -103,9 +102,17 @@ def _way_to_read(path: str, key: str) -> str:
 
 
 def check_file(path: Path, key: str) -> None:
-    """Raise what `format_of` raises, and `TextFileError` if the file, or every file in the directory, is empty."""
-    if format_of(path, key).kind == "empty":
+    """Raise what `format_of` raises, and `TextFileError` if the file, or every file in the directory, is empty, or if
+    its first lines show that it is another kind of text (a configuration, a README)."""
+    found = format_of(path, key)
+    if found.kind == "empty":
         raise TextFileError(f"{key}: {path} is empty")
+    if found.kind == "lines":
+        head = _unpacked_head(path, key) if found.packed else _head(path)
+        lines = [line for line in map(bytes.strip, head.removeprefix(BOM).splitlines()) if line]
+        if lines and not any(line.startswith(b"{") for line in lines):
+            begins = lines[0].decode(errors="replace")
+            raise TextFileError(f"{key}: {path} is not a file of rows (it begins {begins!r:.50}); {WHAT_IS_READ}")
 
 
 def is_table(path: Path, key: str) -> bool:
@@ -125,6 +132,11 @@ def stem_of(name: str) -> str:
     last = Path(name).name
     unpacked = last[:-3] if last.lower().endswith(".gz") else last
     return next((unpacked[: -len(end)] for end in SUFFIXES if unpacked.lower().endswith(end)), unpacked)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _unpacked_head(path: Path, key: str) -> bytes:

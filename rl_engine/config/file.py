@@ -102,6 +102,8 @@ def shipped(module: str) -> list[str]:
 
 def find_config(name: str) -> Path:
     """The file at this path, or else the shipped configuration of this name."""
+    if not name.strip():  # `--config "$CONFIG"`, with a variable that is unset
+        raise ConfigError("--config is empty: give a YAML file, or the name of a shipped configuration")
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
@@ -219,7 +221,7 @@ def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         if len(layers) > 1:
             _resolved(layers[:-1], merged(*(layer.values for layer in layers[:-1])))
-        problem = first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        problem = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
         name = next(iter(re.findall(r"^Interpolation key '(\w+)' not found", problem)), "")
         if name in os.environ:
             problem += f"; the variable of the environment is ${{oc.env:{name}}}"

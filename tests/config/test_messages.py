@@ -320,3 +320,14 @@ def test_a_command_line_that_is_wrong_is_one_line(app: Any, arguments: list[str]
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert all(word in result.output for word in words), result.output
+
+
+def test_a_name_that_a_shell_left_empty_is_told() -> None:
+    """It was taken for the working directory: `--config  is a directory: name a file in it`."""
+    assert message("") == "--config is empty: give a YAML file, or the name of a shipped configuration"
+
+
+def test_a_secret_is_refused_in_our_words_alone() -> None:
+    """They began with `ConfigError raised while resolving interpolation: `."""
+    told = message("quickstart.yaml", "model.name=${oc.env:MY_TOKEN}")
+    assert told.startswith("command line: MY_TOKEN looks like a secret, which must not end up in config.yaml")

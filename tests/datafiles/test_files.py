@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from datafiles.formats import check_file
 from datafiles.text import TextFileError, first_line, json_lines, read_text, text_lines
 from rewards.records import BadRecord, read_rows
 from rl_engine.config.sft import SftConfig
@@ -284,3 +285,21 @@ def test_our_own_lines_are_read_or_named(tmp_path: Path, content: bytes, held: A
             list(json_lines(path))
     path.write_bytes(b'{"a": 1}\n{"a": \xff')
     assert [*json_lines(path, grows=True)] == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("\ufeffmodel:\r\n  name: embedded\r\n", "'model:'"),
+        ("# Problems\n\nSee {here}.\n", "'# Problems'"),
+        ("import this\n", "'import this'"),
+    ],
+)
+def test_a_text_without_rows_is_refused_before_it_is_read(text: str, begins: str, tmp_path: Path) -> None:
+    """A configuration given as data was reported only after everything had been loaded."""
+    path = tmp_path / "data.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TextFileError, match=rf"^data\.path: {path} is not a file of rows \(it begins {begins}\); JSON"):
+        check_file(path, "data.path")
+    path.write_text(f'{text}{{"problem": "1+1", "answer": "2"}}\n', encoding="utf-8")
+    check_file(path, "data.path")  # such lines are dropped and counted

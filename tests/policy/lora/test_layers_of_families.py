@@ -62,7 +62,7 @@ def test_a_layers_kind_is_told_by_its_block_or_its_name(path: str, group: str) -
     assert group_of(path) == group
 
 
-def test_a_feed_forward_width_is_found_without_a_block_of_its_own() -> None:
+def test_a_feed_forward_width_is_found_without_a_block() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(
