@@ -50,7 +50,7 @@ def test_families_multiply_or_divide_by_the_same_key() -> None:
     of Granite."""
     assert transform_of(GraniteConfig(logits_scaling=8.0)).divisor == 8.0
     assert transform_of(CohereConfig(logit_scale=0.0625)).divisor == 16.0
-    other = GraniteConfig(logits_scaling=0.125)
+    other: Any = GraniteConfig(logits_scaling=0.125)
     other.model_type = "hyperclovax"
     assert transform_of(other).divisor == 8.0
 
