@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma3Config, Gemma3TextConfig
+from transformers import CohereConfig, Gemma3Config, Gemma3TextConfig, GraniteConfig
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy import logprobs
@@ -43,6 +43,16 @@ def test_a_tempered_transform_divides_what_the_model_returns(transform: LogitTra
 def test_a_wrappers_text_model_says_what_it_does_to_its_logits() -> None:
     text = Gemma3TextConfig(final_logit_softcapping=30.0)
     assert transform_of(text) == transform_of(Gemma3Config(text_config=text)) == LogitTransform(cap=30.0)
+
+
+def test_families_multiply_or_divide_by_the_same_key() -> None:
+    """Granite divides its logits by `logits_scaling`, Cohere multiplies by `logit_scale`, and HyperCLOVA X by the key
+    of Granite."""
+    assert transform_of(GraniteConfig(logits_scaling=8.0)).divisor == 8.0
+    assert transform_of(CohereConfig(logit_scale=0.0625)).divisor == 16.0
+    other: Any = GraniteConfig(logits_scaling=0.125)
+    other.model_type = "hyperclovax"
+    assert transform_of(other).divisor == 8.0
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

@@ -262,8 +262,9 @@ def test_an_adapter_is_applied_once_and_not_at_all_when_off() -> None:
     model, tokens = small_llama(torch.float32), torch.arange(20)[None]
     base = model(tokens).logits
     adapted: Any = add_adapter(model, LoraConfig(rank=4, targets="all"), seed=0)[0]
-    for layer in lora_layers(adapted).values():
-        nn.init.normal_(cast("Tensor", layer.lora_B["default"].weight), std=0.1)
+    layers: list[Any] = [*lora_layers(adapted).values()]
+    for layer in layers:
+        nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     learned = adapted(tokens).logits
     assert (learned - base).abs().max() > 0.1
     with adapted.disable_adapter():

@@ -83,7 +83,7 @@ def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
 def drawn(cursor: Cursor[int], until: int, ahead: int) -> list[int]:
     """What a run draws up to a position, and whether it learns from each item, `ahead` draws later: multiples of 3
     teach something."""
-    found = {}
+    found: dict[int, int] = {}
     for position in range(first := cursor.position, until):
         (found[position],) = cursor.take(1)
         if (known := position - ahead) >= first:
