@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
@@ -117,7 +117,8 @@ def test_newer_pythons_are_served_by_the_same_lock(python: str) -> None:
     assert python in SpecifierSet(PROJECT["requires-python"])
     environment = {"python_version": python, "python_full_version": f"{python}.1", "extra": ""}
     lock = {}
-    for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines():
+    of_this_machine = "cpu.txt" if version("torch").endswith("+cpu") else "cuda.txt"
+    for line in (ROOT / "requirements" / of_this_machine).read_text().splitlines():
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             (specifier,) = requirement.specifier
