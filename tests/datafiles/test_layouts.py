@@ -312,7 +312,7 @@ def test_shards_may_be_counted_from_one(tmp_path: Path) -> None:
 def test_the_rows_of_an_array_are_counted_from_one(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"problem": "1+1", "answer": "2"}, [], {"problem": "1+2"}]))
     loaded = load(tmp_path / "rows.json")
-    assert loaded.examples == {"not a JSON object": "rows.json:2", "no answer": "rows.json:3"}
+    assert loaded.dropped.examples == {"not a JSON object": "rows.json:2", "no answer": "rows.json:3"}
     assert [one.id for one in loaded.problems] == ["rows.json-1"]
 
 
