@@ -29,7 +29,7 @@ from rl_engine.sweep.analysis import ArmReport
 from rl_engine.sweep.cells import arguments_of, cell_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.figures import FORMATS
-from rl_engine.sweep.looks import Look, looks_of
+from rl_engine.sweep.line_styles import LineStyle, line_styles_of
 from rl_engine.sweep.report import read_summary
 
 BESIDE = 1.08
@@ -72,7 +72,7 @@ def score_over_numbers(config: SweepConfig, reports: Sequence[ArmReport]) -> Fig
 def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figure:
     """Score over problems per step, with one line for each rank and for full fine-tuning."""
     figure, (axes,) = paper_figure()
-    looks = looks_of(config, [report.arm for report in reports])
+    styles = line_styles_of(config, [report.arm for report in reports])
     lines: dict[str, list[tuple[int, ArmReport]]] = {}
     for report in reports:
         problems = settings_of(config, report).train.problems_per_step
@@ -80,7 +80,7 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
     for number, (label, points) in enumerate(lines.items()):
         own = [report for _, report in points]
         aside = BESIDE ** (number - (len(lines) - 1) / 2)
-        with_interval(axes, [aside * place for place, _ in points], own, {**looks[own[0].arm.name], "label": label})
+        with_interval(axes, [aside * place for place, _ in points], own, {**styles[own[0].arm.name], "label": label})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({one for points in lines.values() for one, _ in points})))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -89,7 +89,7 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
     return figure
 
 
-def with_interval(axes: Axes, places: Sequence[float], reports: Sequence[ArmReport], look: Look) -> None:
+def with_interval(axes: Axes, places: Sequence[float], reports: Sequence[ArmReport], look: LineStyle) -> None:
     """Draw the scores of the arms that have one, with 95 % intervals over seeds."""
     found = [(place, report.best.score) for place, report in zip(places, reports, strict=True) if report.best]
     heights = [score.value for _, score in found]

@@ -214,9 +214,9 @@ def _check_shards(path: Path, key: str) -> bool:
         names = sorted(entry.name for entry in path.iterdir())
         held = f"it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
         inside = [str(entry) for entry in sorted(path.iterdir()) if entry.is_dir() and shards_of(entry)]
-        way_out = f"give {' or '.join(inside)}" if inside else WHAT_IS_READ
+        remedy = f"give {' or '.join(inside)}" if inside else WHAT_IS_READ
         raise TextFileError(
-            f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {way_out}"
+            f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {remedy}"
         )
     # A broken link is reported by whatever reads it, not here: it may belong to a split that is not used.
     kinds = {file: format_of(file, key).kind for file in shards if file.exists()}

@@ -166,10 +166,10 @@ def columns_of_file(row: Row, path: Path, key: str) -> tuple[str, str]:
     names = named(paths_of(row))
     if not is_table(path, key):
         return f"its columns are {names}", ""
-    way_out = ", or put a line of names above the rows if it has none"
+    remedy = ", or put a line of names above the rows if it has none"
     if len(row) == 1:
-        way_out += "; cells end with a comma, a semicolon or a tab"
-    return f"its columns are {names}, by its first line", way_out
+        remedy += "; cells end with a comma, a semicolon or a tab"
+    return f"its columns are {names}, by its first line", remedy
 
 
 def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_answer: bool, option: str | None) -> str:
@@ -187,8 +187,8 @@ def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_an
     if option is not None:
         ways = [option.format(role=role, name=name) for role, name in guesses.items()]
         way = f"say which it is with {' '.join(ways)}"
-    description, way_out = columns_of_file(row, path, key)
-    return f"no column {' and no column '.join(map(repr, missing.values()))}; {description}: {way}{way_out}"
+    description, remedy = columns_of_file(row, path, key)
+    return f"no column {' and no column '.join(map(repr, missing.values()))}; {description}: {way}{remedy}"
 
 
 def _likeliest(role: str, there: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def _all_rows(path: Path, drop: Drop, key: str, split: str | None) -> Iterator[t
     yield from read(path, drop, key)
 
 
-def way_out(reasons: Iterable[str]) -> str:
+def remedy(reasons: Iterable[str]) -> str:
     """An addition to a message: the formats that can be read, if these reasons for dropping rows show that the file has
     none of them."""
     found = set(reasons)

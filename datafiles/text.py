@@ -96,8 +96,8 @@ def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
                 if grows and not line.endswith(b"\n"):
                     return
                 message = f"line {number} is not JSON: {first_line(error)}"
-                way_out = "" if _is_packed(path) else ": mend that line, or remove it"
-                raise ValueError(f"{path} cannot be read ({message}){way_out}") from error
+                remedy = "" if _is_packed(path) else ": mend that line, or remove it"
+                raise ValueError(f"{path} cannot be read ({message}){remedy}") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -3,5 +3,5 @@
 import runpy
 from pathlib import Path
 
-_BESIDE = Path(__file__).parents[1] / "datafiles" / "beside.py"
-runpy.run_path(str(_BESIDE))["check_ours"]("datafiles", "rewards", "rollout")
+_SHADOWING = Path(__file__).parents[1] / "datafiles" / "shadowing.py"
+runpy.run_path(str(_SHADOWING))["refuse_shadowing"]("datafiles", "rewards", "rollout")

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from evals.asking.base_commit import commit_to_read, other_base
-from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
 from evals.launch.group import Launch
 from evals.options import EvalOptions, check_place, check_quickly, find_suites, samples_path
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies
 from evals.prepare import PLAIN_TEMPLATE, PreparedSuite, prepare_suite
+from evals.protocol.base_commit import commit_to_read, other_base
+from evals.protocol.training_protocol import TrainingProtocol, agreed, model_overridden, overridden
 from evals.results import FORMAT, SuiteResult, describe, result_of, write_samples
 from evals.sampling import Batch, batches_of, sample, unfinished
 from evals.scoring.outcomes import Outcome
@@ -121,7 +121,7 @@ def contenders(options: EvalOptions, model_config: Any, console: Console) -> lis
     return [*([BASE_MODEL] if options.base else []), *adapters]
 
 
-def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfig:
+def grading_of(options: EvalOptions, trained: TrainingProtocol | None) -> RewardConfig:
     forms = trained.answer_forms if trained is not None else ANSWER_FORMS
     return RewardConfig(workers=options.workers, timeout_s=options.timeout_s, answer_forms=forms)
 

@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from datafiles.formats import check_file
-from evals.asking.base_commit import revision_to_read
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
+from evals.protocol.base_commit import revision_to_read
 from evals.suites import GENERATOR, Suite, check_suite_files, columns_in, find_suite, sampling_of, suite_hub_items
 from rollout.config import ColumnsConfig, ModelConfig, PromptConfig
 from rollout.files.durable import check_writable

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from datafiles.text import json_lines
 from evals.scoring.outcomes import Outcome
-from rollout.files.alone import hold, release
 from rollout.files.durable import write_synced
+from rollout.files.exclusive import hold, release
 
 ADDED = frozenset({"asked_sha256"})
 """Settings that earlier versions did not write: a file without them may be continued."""

@@ -26,7 +26,7 @@ from rollout.adapters import (
 )
 from rollout.engine import smallest_allowed_rank
 from rollout.models import from_home, is_wrapper, layer_sizes, locate_model, model_title
-from rollout.peft_format import WAY_OUT, adapted_layers, read_peft, refuse_misfit, unadapted
+from rollout.peft_format import REMEDY, adapted_layers, read_peft, refuse_misfit, unadapted
 from rollout.servable import check_adaptable
 from rollout.types import BASE, AdapterRef
 
@@ -68,7 +68,7 @@ def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> li
 
 def refuse_unserved(adapter: Path, model_config: Any) -> None:
     """Raise `ValueError` for an adapter that vLLM would refuse, or of which it would silently ignore a part."""
-    check_adaptable(model_config, adapted_layers(adapter), f"--adapter {adapter}", WAY_OUT)
+    check_adaptable(model_config, adapted_layers(adapter), f"--adapter {adapter}", REMEDY)
 
 
 def named_version(argument: str) -> tuple[str, ResolvedVersion]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from evals.asking.trained_with import TrainedWith
 from evals.options import EvalOptions
+from evals.protocol.training_protocol import TrainingProtocol
 from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATOR, Suite, load_suite, origin_of, sampling_of
 from rewards.config import AnswerForm
 from rollout.config import PromptConfig, SamplingConfig
@@ -39,7 +39,7 @@ class PreparedSuite:
 
 
 def prompt_of(
-    options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, trained: TrainedWith | None = None
+    options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, trained: TrainingProtocol | None = None
 ) -> PromptConfig:
     """The prompt of the training, if known; otherwise the model's own chat template, unless it has none or its name
     says that it is a base model. Options override either."""
@@ -60,7 +60,7 @@ def prepare_suite(
     suite: Suite,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-    trained: TrainedWith | None = None,
+    trained: TrainingProtocol | None = None,
 ) -> PreparedSuite:
     """Prepare a suite with the settings of the training, if known, or else by its own protocol.
 

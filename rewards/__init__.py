@@ -22,8 +22,8 @@ limited and killed. What counts as correct is documented in docs/rewards.md.
 import runpy
 from pathlib import Path
 
-_BESIDE = Path(__file__).parents[1] / "datafiles" / "beside.py"
-runpy.run_path(str(_BESIDE))["check_ours"]("datafiles")
+_SHADOWING = Path(__file__).parents[1] / "datafiles" / "shadowing.py"
+runpy.run_path(str(_SHADOWING))["refuse_shadowing"]("datafiles")
 
 # Only now: they import `datafiles`.
 from rewards.config import RewardConfig  # noqa: E402

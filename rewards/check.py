@@ -21,7 +21,7 @@ from rich.progress import Progress
 from datafiles.cells import has_column
 from datafiles.formats import HELD_OUT
 from datafiles.problems import Columns, ProblemRow, missing_columns, problem_rows
-from datafiles.rows import rows_of, way_out
+from datafiles.rows import remedy, rows_of
 from datafiles.text import TextFileError
 from rewards import overlap
 from rewards.command import Command, Workers, print_error, write_rows
@@ -69,7 +69,7 @@ def load(path: Path, columns: Columns, key: str, split: str | None = None) -> tu
 
 
 def _first(found: list[Finding]) -> str:
-    return f"{found[0].what} ({found[0].id}){way_out(each.what for each in found)}" if found else "it is empty"
+    return f"{found[0].what} ({found[0].id}){remedy(each.what for each in found)}" if found else "it is empty"
 
 
 def different(rows: list[ProblemRow]) -> int:

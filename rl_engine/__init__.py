@@ -30,8 +30,8 @@ _HOMES = {
     "train_steps": "rl_engine.api.training",
 }
 
-_BESIDE = Path(__file__).parents[1] / "datafiles" / "beside.py"
-runpy.run_path(str(_BESIDE))["check_ours"]("datafiles", "rewards", "rollout", "evals")
+_SHADOWING = Path(__file__).parents[1] / "datafiles" / "shadowing.py"
+runpy.run_path(str(_SHADOWING))["refuse_shadowing"]("datafiles", "rewards", "rollout", "evals")
 
 
 def __getattr__(name: str) -> Any:

@@ -260,8 +260,8 @@ def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
     """The hub repositories needed to load the model."""
     if Path(locate_model(model.name, key)).is_absolute():
         return []
-    way_out = "give the directory of a model"
-    return [HubItem(what=key, repo=model.name, kind="model", revision=model.revision, instead=way_out)]
+    remedy = "give the directory of a model"
+    return [HubItem(what=key, repo=model.name, kind="model", revision=model.revision, instead=remedy)]
 
 
 def hub_items_of_config(model: ModelConfig) -> list[HubItem]:

@@ -27,7 +27,7 @@ UNDERSTOOD = re.compile(
 EMPTY: tuple[Any, ...] = (None, False, "none", [], {})
 # With any other initialization, PEFT subtracts B₀·A₀ from the base weights when it loads the adapter.
 PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lora_ga")
-WAY_OUT = "merge it into its model with PEFT (merge_and_unload), and use the result as the model"
+REMEDY = "merge it into its model with PEFT (merge_and_unload), and use the result as the model"
 
 
 def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
@@ -46,9 +46,9 @@ def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
     if problem:
         raise AdapterError(f"{where}: {PEFT_CONFIG} is damaged: {problem}")
     if (kind := settings.get("peft_type")) != "LORA":
-        raise AdapterError(f"{where}: peft_type is {kind!r}, and only LORA is supported: {WAY_OUT}")
+        raise AdapterError(f"{where}: peft_type is {kind!r}, and only LORA is supported: {REMEDY}")
     if more := more_than_lora(settings):
-        raise AdapterError(f"{where} is not a plain LoRA adapter ({', '.join(more)}): {WAY_OUT}")
+        raise AdapterError(f"{where} is not a plain LoRA adapter ({', '.join(more)}): {REMEDY}")
     if problem := _problem_of_tensors(settings, _shapes(directory, where)):
         raise AdapterError(f"{where}: {problem}")
     return dict(settings)
@@ -105,7 +105,7 @@ def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int
     for name, shape in shapes.items():
         found = FACTOR.match(name)
         if found is None or len(shape) != 2:
-            return f"{name} {list(shape)} is not a LoRA factor (A or B) and would be ignored: {WAY_OUT}"
+            return f"{name} {list(shape)} is not a LoRA factor (A or B) and would be ignored: {REMEDY}"
         factors.setdefault(found["module"], {})[found["factor"]] = shape
     if not factors:
         return f"{PEFT_WEIGHTS} is empty"

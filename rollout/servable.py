@@ -146,10 +146,10 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     if torch.cuda.is_available():
         return
     if adapter and any(getattr(text, count, None) for count in EXPERTS):
-        way_out = "" if kind in NOT_RELOADED else "method=full, or "
+        remedy = "" if kind in NOT_RELOADED else "method=full, or "
         raise ValueError(
             f"{name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it stops with "
-            f"\"module 'triton.language' has no attribute 'float32'\"): use {way_out}a CUDA machine"
+            f"\"module 'triton.language' has no attribute 'float32'\"): use {remedy}a CUDA machine"
         )
     sizes = _head_sizes(text)
     if not sizes <= set(CPU_HEAD_SIZES):
@@ -169,9 +169,9 @@ def check_reloadable(model_config: Any, name: str) -> None:
         )
 
 
-def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out: str | None = None) -> None:
+def check_adaptable(model_config: Any, layers: Iterable[str], key: str, remedy: str | None = None) -> None:
     """Raises `ValueError` if vLLM cannot serve an adapter on one of these layers, given by their paths. `key` names the
-    setting that chose them; without a `way_out` the message suggests choosing the other layers."""
+    setting that chose them; without a `remedy` the message suggests choosing the other layers."""
     leaves, text = sorted({path.rpartition(".")[2] for path in layers}), model_config.get_text_config()
     leaf, other = REPLACED.get(model_config.model_type, ("", ""))
     if getattr(text, "kv_lora_rank", None) and text.model_type not in EXPANDED:
@@ -185,7 +185,7 @@ def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out:
     others = ", ".join(one for one in leaves if one != leaf)
     raise ValueError(
         f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}{why}: "
-        f"{way_out or f'give the others, [{others}]'}"
+        f"{remedy or f'give the others, [{others}]'}"
     )
 
 
@@ -258,15 +258,15 @@ def check_cards() -> None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     oldest = OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]), 0)
     if int(driver.partition(".")[0]) < oldest:
-        way_out = (
+        remedy = (
             f"it needs driver {oldest} or newer; update the driver, or use the CPU's build (make clean, then make "
             "DEVICE=cpu …)"
         )
     elif chosen is not None:
-        way_out = f"CUDA_VISIBLE_DEVICES is {chosen!r}, which hides every card"
+        remedy = f"CUDA_VISIBLE_DEVICES is {chosen!r}, which hides every card"
     else:
-        way_out = "python -c 'import torch; torch.cuda.init()' says why"
-    raise ValueError(f"nvidia-smi answers (driver {driver}), and {built} sees no card: {way_out}")
+        remedy = "python -c 'import torch; torch.cuda.init()' says why"
+    raise ValueError(f"nvidia-smi answers (driver {driver}), and {built} sees no card: {remedy}")
 
 
 def _check_chosen(count: int) -> None:

@@ -28,7 +28,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.asking.base_commit import commit_to_read, other_base, revision_to_read
 from evals.command import (
     check_output,
     exit_with_error,
@@ -40,13 +39,14 @@ from evals.command import (
     start_vllm,
 )
 from evals.policies import named_version, refuse_unserved
+from evals.protocol.base_commit import commit_to_read, other_base, revision_to_read
 from evals.scoring.versions import package_versions
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
-from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, write_synced
+from rollout.files.exclusive import exclusive
 from rollout.hub import HubItem, check_hub
 from rollout.models import (
     check_files,
@@ -163,7 +163,7 @@ def main(
         check_hub(wanted_of_hub(options))
         print_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness shows a progress bar for every loop
-        with stop.listening(), alone_at(output):
+        with stop.listening(), exclusive(output):
             settle_torch()
             quiet_libraries()
             check_cards()

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datafiles.settings import read_settings
-from evals.asking.trained_with import CONFIG
+from evals.protocol.training_protocol import CONFIG
 from evals.suites import find_suite, load_suite
 from rollout.config import DataConfig, PromptConfig, SamplingConfig
 from rollout.prompts.problems import load_problems

@@ -12,7 +12,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics, read_rollouts, rollout_files
-from rl_engine.run.trained import read_configuration
+from rl_engine.run.trained_adapter import read_configuration
 from rollout.adapters import AdapterStore
 from rollout.models import from_home
 

@@ -19,7 +19,6 @@ from datafiles.settings import read_yaml, write_yaml
 from datafiles.text import TextFileError, first_line, read_text
 from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
-from rl_engine.config.elsewhere import SIGNS
 from rl_engine.config.explain import problems_of
 from rl_engine.config.fields import (
     as_yaml,
@@ -34,6 +33,7 @@ from rl_engine.config.fields import (
     value_at,
 )
 from rl_engine.config.hints import listed, near
+from rl_engine.config.other_trainers import SIGNS
 from rollout.config import Section
 from rollout.files.ownership import MARKER, marked_place
 
@@ -110,8 +110,8 @@ def find_config(name: str) -> Path:
     shipped = sorted(path.name for path in CONFIGS.glob("*.yaml"))
     if Path(name).is_dir():
         inside = sorted(str(path) for path in Path(name).glob("*.y*ml"))
-        way_out = f": name a file in it, {listed(inside)}" if inside else " without a YAML file"
-        raise ConfigError(f"--config {name} is a directory{way_out}")
+        remedy = f": name a file in it, {listed(inside)}" if inside else " without a YAML file"
+        raise ConfigError(f"--config {name} is a directory{remedy}")
     found = near(Path(name).stem, [Path(known).stem for known in shipped])
     if found is None and not Path(name).parent.is_dir():
         raise ConfigError(f"no configuration {name!r}: there is no directory {Path(name).parent}")

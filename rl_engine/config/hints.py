@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.fields import fields, section_at
+from rl_engine.config.other_trainers import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 
 NO_HINT = "docs/configuration.md lists the keys"
 

@@ -22,7 +22,7 @@ from rl_engine.learner.state import restore_learner
 from rl_engine.plan.memory import PHASES, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.run.console import RunConsole
-from rl_engine.run.peaks import available
+from rl_engine.run.memory import available
 from rl_engine.train.assemble import assemble
 from rl_engine.train.loop import LiveRun, train
 from rollout.prompts.problems import tasks_of

@@ -22,10 +22,10 @@ from evals.command import exit_with_error, new_console, print_loading, quiet_lib
 from rewards.command import Command
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import MERGED
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_resolved
+from rl_engine.run.trained_adapter import TrainedAdapter, merged_dtype_of, read_resolved
 from rollout.config import ModelConfig
-from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, written_aside
+from rollout.files.exclusive import exclusive
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items
 
@@ -50,7 +50,7 @@ def main(
         check_place(output)
         trained = read_resolved(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
         check_base(trained, base_model)
-        with stoppable(), alone_at(output):
+        with stoppable(), exclusive(output):
             merge_into(trained, output)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         exit_with_error(str(error), 2)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
+from evals.protocol.training_protocol import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES
-from rl_engine.run.trained import TrainedAdapter
+from rl_engine.run.trained_adapter import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
 from rollout.models import layer_sizes, load_model, read_model_config, read_tokenizer
 from rollout.peft_format import PREFIX, more_than_lora, rank_and_scale, refuse_misfit

@@ -164,7 +164,7 @@ def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
 
 def show_together(configs: list[Config], devices: list[Devices]) -> None:
     """Print which of the runs can train together, and what that needs."""
-    from rl_engine.plan.company import plan_together
+    from rl_engine.plan.concurrent import plan_together
     from rl_engine.run.console import RunConsole
 
     settled = [on_cards(config, devices)[0] for config in configs]
@@ -178,7 +178,7 @@ def on_cards(config: Config, devices: list[Devices]) -> tuple[Config, list[Devic
     import torch
 
     from rl_engine.plan.card import settle_precision
-    from rl_engine.run.peaks import GIB
+    from rl_engine.run.memory import GIB
 
     if not devices and torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / GIB

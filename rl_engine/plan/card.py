@@ -21,7 +21,7 @@ from rl_engine.plan.memory import PHASES, Memory, learner_parts
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.base_model import DTYPES, load_meta_model, load_model_config
 from rl_engine.run.console import RunConsole
-from rl_engine.run.peaks import GIB, available
+from rl_engine.run.memory import GIB, available
 from rl_engine.run.resumption import began_with
 from rollout.config import WHOLE_CARD
 from rollout.servable import check_computes, check_precision, precision_of
@@ -50,8 +50,8 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
         check_precision(config.model.precision, device_type, "model.dtype", adapter=adapter)
     except ValueError as error:
         if begun == config.model.precision:
-            way_out = f"the run in {config.output_dir} began in that precision: resume it on a CPU"
-            raise ConfigError(f"{str(error).partition(': ')[0]}, and {way_out}") from error
+            remedy = f"the run in {config.output_dir} began in that precision: resume it on a CPU"
+            raise ConfigError(f"{str(error).partition(': ')[0]}, and {remedy}") from error
         raise ConfigError(f"{error}; or use method=full, which serves no adapter") from error
     return config
 

@@ -16,7 +16,7 @@ from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sizes import Devices, Widths
 from rl_engine.plan.step_time import DataSheet, GpuSampler, StepTime, Throughput, most_per_device
 from rl_engine.policy.base_model import DTYPES
-from rl_engine.run.peaks import GIB, Available, available
+from rl_engine.run.memory import GIB, Available, available
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from rl_engine.policy.attention import VARLEN, sees_padding
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
 from rl_engine.policy.lora.targets import match_targets, trains_head
-from rl_engine.run.peaks import GIB
+from rl_engine.run.memory import GIB
 from rollout.engine import smallest_allowed_rank
 
 FP32 = 4

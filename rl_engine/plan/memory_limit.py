@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.memory import PHASES, Memory
-from rl_engine.run.peaks import Available
+from rl_engine.run.memory import Available
 
 WORTH_NAMING = 0.01
 """Share of a phase's memory below which changing a part's settings would not help."""

@@ -17,9 +17,9 @@ from rl_engine.config.file import ConfigError
 from rl_engine.plan.flops import StepFlops
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.policy.base_model import DTYPES
-from rl_engine.run.peaks import GIB
+from rl_engine.run.memory import GIB
 from rl_engine.run.records import read_metrics
-from rl_engine.run.trained import read_configuration
+from rl_engine.run.trained_adapter import read_configuration
 
 
 def most_per_device(items: int, devices: int) -> int:

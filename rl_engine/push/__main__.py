@@ -31,7 +31,7 @@ from rewards.command import Command
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_resolved
+from rl_engine.run.trained_adapter import TrainedAdapter, merged_dtype_of, read_resolved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

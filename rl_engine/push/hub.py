@@ -29,7 +29,7 @@ from datafiles.text import in_one_line
 from rl_engine.push.model_card import Licence
 from rl_engine.push.release import files_of
 from rl_engine.run.records import PLOT
-from rl_engine.run.trained import BaseModel
+from rl_engine.run.trained_adapter import BaseModel
 from rollout.adapters import CHAT_TEMPLATE, sha256_of
 
 ATTEMPTS = 4

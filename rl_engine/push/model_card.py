@@ -18,7 +18,7 @@ from evals.suites import HELD_OUT_SEED, SUITES
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.push.recipe import data_set_of, recipe_rows
-from rl_engine.run.trained import Evaluation, Measure, TrainedAdapter, dtype_of
+from rl_engine.run.trained_adapter import Evaluation, Measure, TrainedAdapter, dtype_of
 from rollout.config import PromptConfig
 from rollout.engine import smallest_allowed_rank
 from rollout.frames import FRAMES

@@ -6,7 +6,7 @@ import json
 
 from rl_engine.config import Config, LoraConfig, OptimConfig
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.trained import TrainingRun
+from rl_engine.run.trained_adapter import TrainingRun
 from rl_engine.sft.conversations import chat_of
 from rollout.prompts.chat import describe_arguments
 from rollout.prompts.generated import REASONING_GYM

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.settings import write_yaml
-from evals.asking.trained_with import chat_template_of
+from evals.protocol.training_protocol import chat_template_of
 from rl_engine.config import Config
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.push.model_card import Release, card_text
@@ -25,10 +25,10 @@ from rl_engine.report.completions import NO_COMPLETIONS
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import METRICS, PLOT, REPORT
-from rl_engine.run.trained import TrainedAdapter, TrainingRun
+from rl_engine.run.trained_adapter import TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
-from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable
+from rollout.files.exclusive import exclusive
 from rollout.files.ownership import place_aside
 from rollout.models import from_home
 
@@ -49,7 +49,7 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
         raise FileExistsError(f"--output: {folder} is {kind}: give another")
     check_writable(folder.parent, "--output")
     refuse_inside(folder, "--output")
-    with alone_at(folder):
+    with exclusive(folder):
         _make(release, folder, say)
     return files_of(folder)
 

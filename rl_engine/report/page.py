@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_engine.report.charts import GROUPS, charts_of
+from rl_engine.report.descriptions import descriptions_of
 from rl_engine.report.formulas import FORMULA, formulas_of
-from rl_engine.report.meanings import meanings_of
 from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
 from rl_engine.report.pairs import Pair, pairs_of
 from rl_engine.report.shown_run import ShownRun, read_run
@@ -154,7 +154,7 @@ def _data(
         "charts": [asdict(chart) for chart in charts_of(keys)],
         "groups": GROUPS,
         "keys": sorted(keys - {"step"}),
-        "meanings": meanings_of(sorted(keys)),
+        "meanings": descriptions_of(sorted(keys)),
         "pairs": [asdict(pair) for pair in pairs],
         "formula": FORMULA.pattern,
         "formulas": formulas_of(_texts(runs, pairs)),

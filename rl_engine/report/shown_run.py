@@ -16,7 +16,7 @@ from rl_engine.config.fields import fields, leaves
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
-from rl_engine.report.insides import with_insides
+from rl_engine.report.spectra import with_spectra
 from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
@@ -87,7 +87,7 @@ class ShownRun:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Complete lines of metrics.jsonl, with measurements of the adapters (`insides.py`)."""
+    """Complete lines of metrics.jsonl, with measurements of the adapters (`spectra.py`)."""
     adapters: tuple[ShownAdapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
@@ -139,7 +139,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     check_run(run)
     text = (run / RUN_CONFIG).read_text(errors="replace", encoding="utf-8")
     settings = _settings(run / RUN_CONFIG)
-    lines, broken = with_insides(run, tuple(read_metrics(run)))
+    lines, broken = with_spectra(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
     return ShownRun(

@@ -67,12 +67,12 @@ def check_start(start: str) -> None:
     """
     place = from_home(start)
     if not (place / PEFT_CONFIG).is_file():
-        message = missing_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
+        message = missing_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_remedy(place)}"
         raise ConfigError(f"lora.start_from: {message}")
     read_peft(place, "lora.start_from")
 
 
-def _way_out(place: Path) -> str:
+def _remedy(place: Path) -> str:
     """A hint about which adapter in a directory may be meant; for a run, one fixed version: the run may still train."""
     with contextlib.suppress(AdapterError):
         if (meant := resolve_version(place)).why:

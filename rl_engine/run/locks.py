@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from rl_engine.config.file import ConfigError
-from rollout.files import alone
+from rollout.files import exclusive
 
 LOCK = ".lock"
 MOUNTS = Path("/proc/self/mountinfo")
@@ -37,7 +37,7 @@ def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
     """Take the lock if nobody else holds it. Raises `ConfigError` on file systems without locks (Lustre without
     `flock`)."""
     try:
-        return alone.takes_lock(file, how)
+        return exclusive.takes_lock(file, how)
     except OSError as error:
         raise ConfigError(
             f"output_dir: {file.name} cannot be locked ({error.strerror}), so two processes could write there at once: "

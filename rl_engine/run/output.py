@@ -65,7 +65,7 @@ class Earlier:
     say: Say
     _settled: bool = field(default=False, init=False)
 
-    def give_way(self) -> None:
+    def move_aside(self) -> None:
         """Remove the earlier run, or keep it for good, once the new one has made a step. Later calls do nothing."""
         if self._settled:
             return
@@ -131,7 +131,7 @@ def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator
     finally:
         # If the run was stopped during an evaluation, its step is in a checkpoint but not yet in the metrics.
         if any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
-            earlier.give_way()
+            earlier.move_aside()
         else:
             for path in _written(run):
                 _remove(path)

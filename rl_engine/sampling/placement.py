@@ -12,8 +12,8 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import LocalQueue, RolloutQueue, StreamingQueue
-from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
+from rl_engine.sampling.transfer import transfer_of
 from rollout.config import WHOLE_CARD
 from rollout.engine import Engine, EngineSettings, PoolSettings, StreamingEngine
 from rollout.models import locate_model
@@ -77,7 +77,7 @@ def start_shared_engine(
     """
     from rollout.vllm import start_engine
 
-    first, *_ = configs  # all have the same sampler settings (`rl_engine/plan/company.py`)
+    first, *_ = configs  # all have the same sampler settings (`rl_engine/plan/concurrent.py`)
     sleep = first.rollout.sleep is True and ranks.device.type == "cuda"
     settings = _engine_settings(first, max_model_len, sleep=sleep, ranks=ranks.count)
     largest = max(config.lora.served_rank for config in configs)
@@ -141,7 +141,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
         start_timeout_s=rollout.start_timeout_s,
         piece_timeout_s=rollout.piece_timeout_s,
         max_restarts=rollout.max_restarts,
-        sent=sent_by(config),
+        sent=transfer_of(config),
     )
 
 

@@ -10,7 +10,7 @@ from rl_engine.learner.gap import RESOLUTION, GapLimits, SamplerGapError, furthe
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.updates import training_samples
-from rl_engine.sampling.past import PastVersions
+from rl_engine.sampling.past_versions import PastVersions
 from rollout.adapters import AdapterStore, stated_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import Engine

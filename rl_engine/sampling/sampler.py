@@ -11,9 +11,9 @@ from evals.scoring.outcomes import grade
 from rewards import Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.collective import leave_if_asked, together
 from rl_engine.sampling.grading import GradingAside
 from rl_engine.sampling.queue import RolloutQueue
-from rl_engine.sampling.together import leave_if_asked, together
 from rollout.engine import Engine
 from rollout.stopping import StopRequest
 from rollout.types import RolloutGroup

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.collective import leave_if_asked
 from rl_engine.sampling.queue import Meanwhile, wait
-from rl_engine.sampling.together import leave_if_asked
 from rollout.config import SamplingConfig
 from rollout.engine import Engine, PoolEngine
 from rollout.stopping import StopRequest

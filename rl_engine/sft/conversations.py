@@ -179,14 +179,14 @@ def file_conversations(
     rows = list(rows_of(Path(path), dropped.drop, key, split))
     if rows:
         first = rows[0][1]
-        listed, way_out = columns_of_file(first, Path(path), key)
+        listed, remedy = columns_of_file(first, Path(path), key)
         for role, name in data.columns:
             if name is not None and not any(has_column(row, name) for _, row in rows):
                 raise ValueError(f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {listed}")
         if not any(_has_turns(row, columns_of(data)) for _, row in rows):
             raise ValueError(
                 f"{key}: {path} has {_missing(columns_of(data))}; {listed}: say which it is with data.columns.messages="
-                f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{way_out}"
+                f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{remedy}"
             )
         # Columns that are not read, such as a separate system prompt or input.
         read = {name.partition(".")[0] for _, name in columns_of(data) if name is not None}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from datafiles.cells import named
 from datafiles.dropped import Dropped
-from datafiles.rows import way_out
+from datafiles.rows import remedy
 from datafiles.text import read_text
 from rewards.extraction.marks import open_thought
 from rl_engine.config.sft import SftConfig
@@ -248,7 +248,7 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
         source = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
-        message = f"{source} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
+        message = f"{source} left nothing to learn from: {found.describe()}{remedy(dropped.counts)}"
         way_out_of_test = f"; lower data.test_size ({data.test_size}), which took every usable example for testing"
         raise ValueError(message + way_out_of_test if test else message)
     return found

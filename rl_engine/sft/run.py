@@ -30,7 +30,7 @@ from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
 from rl_engine.sft.examples import IGNORED, Example, load_examples, read_template
@@ -80,7 +80,7 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
     with losses_explained(config):
         run = assemble(config, tokenizer, stop, resume=resume)
     if earlier is not None:
-        run.records.on_first_step = earlier.give_way
+        run.records.on_first_step = earlier.move_aside
     with stop.deferred(), losses_explained(config, lambda: f"step {run.step + 1}: "):
         return _train(run, resume=resume, merged=merged)
 

@@ -28,9 +28,9 @@ from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
 from rl_engine.sweep.board import watch
 from rl_engine.sweep.cells import check_cell
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.placement import cards_here, dealt
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
-from rl_engine.sweep.room import cards_here, dealt
 from rl_engine.sweep.schedule import check_ours, check_unchanged, run_sweep, targets_of
 from rl_engine.sweep.sharing import Sharing, Targets, room_lines, sharing_of
 from rollout.files.durable import check_writable

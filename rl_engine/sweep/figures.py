@@ -17,7 +17,7 @@ from rl_engine.report.charts import titles_of
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found, curves_at
 from rl_engine.sweep.cells import Arm
 from rl_engine.sweep.config import COMMANDS, SweepConfig
-from rl_engine.sweep.looks import looks_of
+from rl_engine.sweep.line_styles import line_styles_of
 
 RING: Mapping[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.0}
 FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {}, "svg": {"metadata": {"Date": None}}}
@@ -61,23 +61,23 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
     """Mean score of each arm over the axis, with a band from the lowest to the highest seed, a dot for each seed, a
     ring at the best value, and a cross at the bottom where a run failed."""
     figure, (axes,) = paper_figure()
-    looks = looks_of(config, [report.arm for report in analysis.arms])
+    styles = line_styles_of(config, [report.arm for report in analysis.arms])
     for report in analysis.arms:
-        look = looks[report.arm.name]
+        style = styles[report.arm.name]
         scored = [point for point in report.points if point.scores]
         values = [point.axis_value for point in scored]
         seeds = [[*point.scores.values()] for point in scored]
         means = [fmean(scores) for scores in seeds]
-        axes.plot(values, means, label=_label(report.arm), **look)
-        _band(axes, values, seeds, look["color"])
+        axes.plot(values, means, label=_label(report.arm), **style)
+        _band(axes, values, seeds, style["color"])
         for value, scores in zip(values, seeds, strict=True):
             if len(scores) > 1:
-                axes.plot([value] * len(scores), scores, ".", color=look["color"], markersize=2)
+                axes.plot([value] * len(scores), scores, ".", color=style["color"], markersize=2)
         if report.best:
             top = means[values.index(report.best.axis_value)]
-            axes.plot([report.best.axis_value], [top], "o", color=look["color"], **RING)
+            axes.plot([report.best.axis_value], [top], "o", color=style["color"], **RING)
         failed = [point.axis_value for point in report.points if point.failed]
-        axes.plot(failed, [0.02] * len(failed), "x", color=look["color"], transform=axes.get_xaxis_transform())
+        axes.plot(failed, [0.02] * len(failed), "x", color=style["color"], transform=axes.get_xaxis_transform())
     _as_grid(axes, config.axis, {point.axis_value for report in analysis.arms for point in report.points})
     before = _before_training(config, found)
     if config.score.mode == "min":
@@ -126,16 +126,16 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
     """Each metric over the steps, for each arm at its best axis value: mean over seeds, and a min–max band."""
     drawn = _with_curves(config, found)
     figure, panels = paper_figure(len(drawn))
-    looks = looks_of(config, [report.arm for report in analysis.arms])
+    styles = line_styles_of(config, [report.arm for report in analysis.arms])
     for metric, axes in zip(drawn, panels, strict=True):
         for report in analysis.arms:
             if report.best is None:
                 continue
-            look = looks[report.arm.name]
+            style = styles[report.arm.name]
             steps, rows = curves_at(config, report.arm, report.best.axis_value, found, metric)
             label = f"{_label(report.arm)} ({_short(config.axis)} {_number(report.best.axis_value)})"
-            axes.plot(steps, [fmean(row) for row in rows], label=label, markevery=max(1, len(steps) // 8), **look)
-            _band(axes, steps, rows, look["color"])
+            axes.plot(steps, [fmean(row) for row in rows], label=label, markevery=max(1, len(steps) // 8), **style)
+            _band(axes, steps, rows, style["color"])
         count_along(axes, "step")
         if COMMANDS[config.command].step_scale == "symlog":
             axes.set_xscale("symlog")
@@ -159,21 +159,21 @@ def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
     nothing else, a horizontal line for an arm without such others."""
     figure, (axes,) = paper_figure()
     lines = _lines_over(analysis, key)
-    looks = looks_of(config, [reports[0].arm for reports in lines.values()], key)
+    styles = line_styles_of(config, [reports[0].arm for reports in lines.values()], key)
     numbers = all(isinstance(value, int | float) and value > 0 for value in config.grid[key])
     for label, reports in lines.items():
-        look = looks[reports[0].arm.name]
+        style = styles[reports[0].arm.name]
         scores = [report.best.score for report in reports if report.best]
         values = [report.arm.at[key] if numbers else str(report.arm.at[key]) for report in reports if report.best]
         if len(reports) == 1:
             for score in scores:
-                axes.axhline(score.value, label=label, **{**look, "marker": None})
+                axes.axhline(score.value, label=label, **{**style, "marker": None})
             continue
         ends = [score.interval or (score.value, score.value) for score in scores]
         heights = [score.value for score in scores]
         errors = [[h - low for h, (low, _) in zip(heights, ends, strict=True)]]
         errors += [[high - h for h, (_, high) in zip(heights, ends, strict=True)]]
-        axes.errorbar(values, heights, yerr=errors, label=label, capsize=2, **look)
+        axes.errorbar(values, heights, yerr=errors, label=label, capsize=2, **style)
     if numbers:
         _as_grid(axes, key, set(config.grid[key]))
     axes.set_xlabel(KEY_TITLES.get(key, key))

@@ -21,7 +21,7 @@ from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.report import SUMMARY, TABLE
 from rl_engine.sweep.results import RESULTS, Results, measured
 from rl_engine.sweep.sharing import Sharing, Targets
-from rl_engine.sweep.work.company import LOGS
+from rl_engine.sweep.work.concurrent import LOGS
 from rl_engine.sweep.work.runs import CELL, sole_user
 from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
@@ -154,8 +154,8 @@ def _begun_with(begun: Path) -> str:
     try:
         return str(read_report(begun)["config_hash"])
     except (KeyError, TypeError, ValueError) as error:
-        way_out = f"remove {begun.parent} to run the cell again"
-        raise ConfigError(f"output_dir: {begun} does not record the settings of its cell: {way_out}") from error
+        remedy = f"remove {begun.parent} to run the cell again"
+        raise ConfigError(f"output_dir: {begun} does not record the settings of its cell: {remedy}") from error
 
 
 def remeasure(config: SweepConfig, targets: Targets, results: Results) -> None:

@@ -42,7 +42,7 @@ from rl_engine.plan.sharing import Group, groups_of, named
 from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning
 from rl_engine.train.checks import check_quickly, wanted_of_hub
-from rl_engine.train.in_turn import check_ranks, train_in_turn
+from rl_engine.train.sequential import check_ranks, train_sequentially
 from rl_engine.train.trial import try_reward
 from rollout.files.durable import check_writable
 from rollout.hub import check_hub, stay_offline_without
@@ -95,7 +95,7 @@ def main(
             if len(groups) > 1 and not dry_run:
                 files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
                 flags = [f"--{name.replace('_', '-')}" for name, given in asdict(beginning).items() if given]
-                code = train_in_turn(groups, files, together, [*flags, *(overrides or ())], stop)
+                code = train_sequentially(groups, files, together, [*flags, *(overrides or ())], stop)
             elif len(settings) == 1 and (together is None or groups[0].alone):
                 code = run(settings[0], stop, beginning, only_check=dry_run)
             else:
@@ -182,7 +182,7 @@ def run_together(
     print_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:
         with loading():
-            from rl_engine.train.company import show_all, train_all
+            from rl_engine.train.concurrent import show_all, train_all
             from rl_engine.train.resolve import pinned, resolve_together
 
         settled = []

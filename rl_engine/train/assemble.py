@@ -35,12 +35,12 @@ from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.policy.lora.targets import match_targets
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
+from rl_engine.run.memory import PhasePeaks, available
 from rl_engine.run.output import begins
-from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
 from rl_engine.sampling.data import TrainingData, cursor_of, prepare
-from rl_engine.sampling.past import PastVersions
+from rl_engine.sampling.past_versions import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler

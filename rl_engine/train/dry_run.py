@@ -15,8 +15,8 @@ from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import describe_adapter
 from rl_engine.policy.lora.targets import coverage_of
 from rl_engine.run.console import RunConsole
+from rl_engine.run.memory import available
 from rl_engine.run.output import Beginning, dry_output
-from rl_engine.run.peaks import available
 from rl_engine.train.assemble import plan_lines, prepare_run
 from rl_engine.train.checks import wanted_of_hub
 from rollout.hub import check_hub

@@ -33,12 +33,12 @@ from rl_engine.report.plot import plot_run
 from rl_engine.run.bottleneck import Watch, settings_of
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole, ShownAnswer
+from rl_engine.run.memory import PhasePeaks
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
-from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, PLOT, Records, best_version, read_metrics
 from rl_engine.run.resumption import planned_length
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
-from rl_engine.sampling.past import PastVersions, gap_of_versions
+from rl_engine.sampling.past_versions import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import GradedBatch, Sampler
 from rl_engine.sampling.stream import RolloutStream

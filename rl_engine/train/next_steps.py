@@ -10,7 +10,7 @@ import torch
 from datafiles.formats import is_file_name
 from evals.suites import columns_in
 from rl_engine.config import Config
-from rl_engine.run.peaks import GIB
+from rl_engine.run.memory import GIB
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.prompts.problems import GENERATED, parts_of

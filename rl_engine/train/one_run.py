@@ -63,7 +63,7 @@ def train_in_place(
     ):
         run = assemble(config, ranks, grader, resume, console=console, stop=stop, shared=shared)
         if earlier is not None:
-            run.records.on_first_step = earlier.give_way
+            run.records.on_first_step = earlier.move_aside
         with stop.deferred():
             try:
                 with losses_explained(config, lambda: f"step {run.step}, version {run.version}: "):

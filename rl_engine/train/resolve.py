@@ -10,11 +10,11 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision, settle_rate
-from rl_engine.plan.company import Place, settle_together
+from rl_engine.plan.concurrent import Place, settle_together
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
 from rl_engine.run.resumption import began_with, settings_before
-from rl_engine.sampling.sent import check_room
+from rl_engine.sampling.transfer import check_room
 from rollout.hub import commit_of
 
 

@@ -107,7 +107,7 @@ class Size:
             log.warning("the cluster has room for %d sampling workers", self.workers)
         return before != self.workers
 
-    def no_place(self) -> str:
+    def why_no_place(self) -> str:
         """What is said of a worker that was given up without a place."""
         if not self.waits_for_place():
             return "its process did not start in time"

@@ -11,9 +11,7 @@ import socket
 LOG_BYTES = 8 * 2**20
 # How long a machine may take to answer.
 LONGEST_WAIT_S = 5.0
-WAY_OUT = (
-    "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
-)
+REMEDY = "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
 
 
 def prepare_ray(address: str | None) -> None:
@@ -48,14 +46,14 @@ def check_address(address: str) -> None:
     try:
         found = canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError) as error:  # ValueError: RAY_ADDRESS has no port
-        raise ValueError(f"{message}, and no Ray cluster is found on this machine: {WAY_OUT}") from error
+        raise ValueError(f"{message}, and no Ray cluster is found on this machine: {REMEDY}") from error
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LONGEST_WAIT_S).close()
     except OSError as error:
         where = "" if found == address else f", which is {found}"
         why = error.strerror or error
-        raise ValueError(f"{message}{where}, and no Ray cluster listens there ({why}): {WAY_OUT}") from error
+        raise ValueError(f"{message}{where}, and no Ray cluster listens there ({why}): {REMEDY}") from error
 
 
 def _is_host_and_port(address: str) -> bool:

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 
 from datafiles.text import first_line
 from rollout.engine import PoolError
-from rollout.pool.room import SMALLEST_STORE, too_long
+from rollout.pool.space import SMALLEST_STORE, too_long
 from rollout.stopping import STOPS
 
 NOT_STARTED = (
@@ -142,14 +142,14 @@ def faults_of_ray() -> Iterator[None]:
 
 
 @contextmanager
-def starting(what: str, way_out: str) -> Iterator[None]:
-    """Context of a call to `ray.init`: turns its failure into a one-line `PoolError`, `what: …: way_out`."""
+def starting(what: str, remedy: str) -> Iterator[None]:
+    """Context of a call to `ray.init`: turns its failure into a one-line `PoolError`, `what: …: remedy`."""
     with signals_kept():
         try:
             yield
         # Ray raises a bare Exception if a process does not answer in time.
         except Exception as error:
-            raise PoolError(f"{what}: {first_sentence(error)}: {way_out}") from error
+            raise PoolError(f"{what}: {first_sentence(error)}: {remedy}") from error
 
 
 def first_sentence(error: Exception) -> str:

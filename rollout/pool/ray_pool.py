@@ -26,7 +26,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
 from rollout.pool.cluster import Size, check_here, machines, placement_of
-from rollout.pool.dealing import deal
+from rollout.pool.dispatch import deal
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import (
     SILENT,
@@ -39,11 +39,11 @@ from rollout.pool.local_cluster import (
     start_ray,
     within,
 )
-from rollout.pool.member import Call, Complaint, Member, answer_of, end_all
-from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.space import SCRATCH, FreeSpace, lacks, store_bytes, too_small
 from rollout.pool.versions import Version, WholeModel, version_of
 from rollout.pool.worker import vllm_engine
+from rollout.pool.worker_handle import Call, Complaint, WorkerHandle, answer_of, end_all
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import PromptBatch, Request, WorkItem, extended, split
 
@@ -67,7 +67,7 @@ class RayPool:
     make_engine: Callable[[EngineSettings], ExtendingEngine] = vllm_engine
     lost: int = field(default=0, init=False)
     """Number of workers lost."""
-    _workers: list[Member] = field(default_factory=list, init=False)
+    _workers: list[WorkerHandle] = field(default_factory=list, init=False)
     _versions: dict[str, Version] = field(default_factory=dict, init=False)
     """Key → version that all workers must have."""
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
@@ -202,7 +202,7 @@ class RayPool:
         self._scratch = ScratchDirectory.make(SCRATCH)
         if address is None:
             assert workers is not None
-            room = Room.here()
+            room = FreeSpace.here()
             if (why := lacks(sent, workers, room)) is not None:
                 raise PoolError(why)
             store = store_bytes(sent, workers, room)
@@ -213,10 +213,10 @@ class RayPool:
                 if (why := too_small(sent, machine.store, machine.address)) is not None:
                     raise PoolError(why)
 
-    def _start_worker(self) -> Member:
+    def _start_worker(self) -> WorkerHandle:
         """Create a worker, which starts its engine."""
         settings, together = self.settings, self.settings.completions_at_once > 1
-        worker = Member.placed(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
+        worker = WorkerHandle.placed(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
 
         def started(_: None) -> Complaint:
             worker.ready = self._begun = True
@@ -287,7 +287,7 @@ class RayPool:
                         self._handle_answer(worker, call, *answers[handle])
                     elif call.deadline < time.monotonic():
                         placed = worker.find() is not None
-                        self._give_up(worker, LATE if placed else self._size.no_place(), hangs=True)
+                        self._give_up(worker, LATE if placed else self._size.why_no_place(), hangs=True)
                 if self._size.look_again():
                     self._resize()
                 # Before any worker has started, whatever stopped one would stop the next.
@@ -321,7 +321,7 @@ class RayPool:
         sampling = [worker for worker in self._workers if worker.samples]
         self._activity.see(sampling, waits=any(item.ready for queue in queues for item in queue))
 
-    def _next_call(self, worker: Member, idle: bool) -> Call | None:
+    def _next_call(self, worker: WorkerHandle, idle: bool) -> Call | None:
         """A worker's next request besides sampling; none during sampling if it samples one item at a time."""
         if worker.samples and self.settings.completions_at_once == 1:
             return None
@@ -334,13 +334,13 @@ class RayPool:
             return Call(handle=handle, deadline=self._by(self.settings.start_timeout_s))
         return self._ping(worker) if idle and not worker.samples else None
 
-    def _ping(self, worker: Member) -> Call | None:
+    def _ping(self, worker: WorkerHandle) -> Call | None:
         """Ping an idle worker if it has not been heard from for a while."""
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
 
-    def _handle_answer(self, worker: Member, call: Call, answer: Any, complaint: Complaint) -> None:
+    def _handle_answer(self, worker: WorkerHandle, call: Call, answer: Any, complaint: Complaint) -> None:
         """Handle the answer of a finished call."""
         complaint = complaint or call.accept(answer)
         if complaint is not None:
@@ -350,7 +350,7 @@ class RayPool:
         if call.item is not None:
             self._incidents.sampled(call.item)
 
-    def _give_up(self, worker: Member, cause: str, *, hangs: bool = False) -> None:
+    def _give_up(self, worker: WorkerHandle, cause: str, *, hangs: bool = False) -> None:
         """Give up a worker, and with it all others on its machine if that is gone; replacements start after a pause.
 
         Raises `PoolError` when prompts are to blame, or when no worker is left and starting another is hopeless.
@@ -385,7 +385,7 @@ class RayPool:
                 f"{in_a_row[0]}"
             )
 
-    def _drop(self, worker: Member, cause: str, *, hangs: bool) -> list[WorkItem]:
+    def _drop(self, worker: WorkerHandle, cause: str, *, hangs: bool) -> list[WorkItem]:
         """Kill a worker and requeue its items; return those that it had begun."""
         begun = worker.begun()
         self.lost += 1

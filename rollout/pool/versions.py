@@ -17,8 +17,8 @@ import numpy as np
 import ray
 
 from rollout.adapters import MANIFEST, AdapterError, is_whole_model, read_manifest, sha256_of, stated_manifest
-from rollout.pool.member import Call, Complaint, Member
-from rollout.pool.room import PIECE_BYTES, PIECES_KEPT
+from rollout.pool.space import PIECE_BYTES, PIECES_KEPT
+from rollout.pool.worker_handle import Call, Complaint, WorkerHandle
 from rollout.types import AdapterRef
 
 
@@ -27,11 +27,11 @@ class Version(Protocol):
 
     ref: AdapterRef
 
-    def call(self, worker: Member, deadline: float) -> Call | None:
+    def call(self, worker: WorkerHandle, deadline: float) -> Call | None:
         """The next request to a worker that lacks the version; None while a neighbour is getting the files."""
         ...
 
-    def forget(self, worker: Member) -> None:
+    def forget(self, worker: WorkerHandle) -> None:
         """Note that a worker is gone, and the files it held with it."""
         ...
 
@@ -48,10 +48,10 @@ class Adapter:
         names = [MANIFEST, *read_manifest(self.ref.path)["files"]]
         self._files = ray.put({name: (self.ref.path / name).read_bytes() for name in names})
 
-    def call(self, worker: Member, deadline: float) -> Call | None:
+    def call(self, worker: WorkerHandle, deadline: float) -> Call | None:
         return worker.load(self.ref, self._files, deadline)
 
-    def forget(self, worker: Member) -> None:
+    def forget(self, worker: WorkerHandle) -> None:
         """Nothing to do: each worker has its own copy."""
 
 
@@ -68,7 +68,7 @@ class _Piece:
 class _Copy:
     """A machine's copy of the files, and its progress."""
 
-    holder: Member
+    holder: WorkerHandle
     """The worker that gets the files, and holds them if they had to be sent."""
     asked: bool = False
     """Whether the holder has looked for the files."""
@@ -98,7 +98,7 @@ class WholeModel:
                 for start in range(0, max(size, 1), PIECE_BYTES)
             ]
 
-    def call(self, worker: Member, deadline: float) -> Call | None:
+    def call(self, worker: WorkerHandle, deadline: float) -> Call | None:
         """Look for the files; if they are missing, receive them piece by piece and look again; then load."""
         node = worker.find()
         if node is None:
@@ -112,7 +112,7 @@ class WholeModel:
             return self._send(worker, copy, deadline)
         return worker.look(self.ref, deadline, lambda found: self._looked(copy, found))
 
-    def forget(self, worker: Member) -> None:
+    def forget(self, worker: WorkerHandle) -> None:
         self._copies = {node: copy for node, copy in self._copies.items() if copy.holder is not worker}
 
     def _looked(self, copy: _Copy, found: Path | None) -> Complaint:
@@ -123,7 +123,7 @@ class WholeModel:
             self._in_store.clear()
         return None
 
-    def _send(self, worker: Member, copy: _Copy, deadline: float) -> Call:
+    def _send(self, worker: WorkerHandle, copy: _Copy, deadline: float) -> Call:
         def taken(_: None) -> Complaint:
             copy.sent += 1
             return None

@@ -14,7 +14,7 @@ from datafiles.cells import has_column, named, paths_of
 from datafiles.dropped import Dropped
 from datafiles.formats import check_file
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
-from datafiles.rows import Row, rows_of, way_out
+from datafiles.rows import Row, remedy, rows_of
 from datafiles.tasks import Task
 from rollout.config import DataConfig, SourceConfig
 from rollout.hub import HubItem
@@ -175,7 +175,7 @@ def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_
         dropped = loaded.dropped
         reasons = ", ".join(f"{n} × {reason} ({dropped.examples[reason]})" for reason, n in dropped.counts.items())
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
-        raise ValueError(f"{named} has no usable problem: {reasons or 'it is empty'}{way_out(dropped.counts)}")
+        raise ValueError(f"{named} has no usable problem: {reasons or 'it is empty'}{remedy(dropped.counts)}")
     if config.path is not None:
         _refuse_unseen(part, unseen)
     return loaded

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
-from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.fields import field_at, fields
 from rl_engine.config.file import CONFIGS, CommandConfig, ConfigError, read_config, shipped
 from rl_engine.config.hints import edits, near
+from rl_engine.config.other_trainers import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft import __main__ as sft
 from rl_engine.sweep import __main__ as sweep

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from evals.__main__ import app, how_to_continue
 from evals.partial_results import PartialResults, PartialResultsError
-from rollout.files.alone import OccupiedError
+from rollout.files.exclusive import OccupiedError
 from rollout.models import EMBEDDED_DIR
 from rollout.types import RolloutGroup
 from tests.helpers.scripted_evaluation import (

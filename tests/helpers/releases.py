@@ -14,7 +14,7 @@ from rl_engine.config import Config, load_config
 from rl_engine.push.__main__ import app
 from rl_engine.push.model_card import Licence, Release
 from rl_engine.push.release import make_release
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rollout.adapters import read_manifest, write_manifest
 
 REPO = "ada/sums"

@@ -22,7 +22,7 @@ class FakeTest(Section):
     kind: Literal["ok", "broken", "deaf", "deadly"] = "ok"
     shift: float = 3.0
     step_s: float = 0.0
-    company: int = 1
+    concurrent: int = 1
     base: str = "one"
     """Runs with the same base can share it; runs with `own` share with none."""
 

@@ -28,10 +28,10 @@ def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def wait_for_company(cells: Path, company: int) -> None:
+def wait_for_others(cells: Path, concurrent: int) -> None:
     """Wait until this many cells have begun, so that two concurrent cells overlap however fast one of them is."""
     limit = time.monotonic() + 60
-    while len(list(cells.glob("*/run/attempts.jsonl"))) < company and time.monotonic() < limit:
+    while len(list(cells.glob("*/run/attempts.jsonl"))) < concurrent and time.monotonic() < limit:
         time.sleep(0.01)
 
 
@@ -61,7 +61,7 @@ def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[N
         time.sleep(60)
     signal.signal(signal.SIGTERM, leave)
     if alone:
-        wait_for_company(run.parents[1], settings.get("test.company", 1))
+        wait_for_others(run.parents[1], settings.get("test.concurrent", 1))
     if kind == "broken" and not (root / "repaired").exists():
         raise RuntimeError("the gap is too large")
     for step in range(done, steps + 1):

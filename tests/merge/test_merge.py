@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from evals.asking.trained_with import trained_with
+from evals.protocol.training_protocol import training_protocol
 from rl_engine.merge.__main__ import app
 from rollout.adapters import AdapterStore, write_manifest
-from rollout.files.alone import alone_at
+from rollout.files.exclusive import exclusive
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.run_directories import trained_run
 
@@ -45,7 +45,7 @@ def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
     for name, weight in expected.items():
         torch.testing.assert_close(merged[name], weight, rtol=0, atol=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path / "models" / "merged").chat_template
-    trained, own = trained_with(tmp_path / "models" / "merged"), trained_with(run / "adapters" / "v000003")
+    trained, own = training_protocol(tmp_path / "models" / "merged"), training_protocol(run / "adapters" / "v000003")
     assert trained is not None
     assert own is not None
     assert trained == replace(own, origin=tmp_path / "models/merged/run/config.yaml")
@@ -88,7 +88,7 @@ def test_what_another_makes_meanwhile_is_not_replaced(
     place = tmp_path / "merged"
     inside = merge(run, run / "adapters" / "mine")
     assert f"error: --output: {run}/adapters/mine is in {run}/adapters, which the run in {run} writes" in inside.stderr
-    with alone_at(place):
+    with exclusive(place):
         assert f"error: --output: another process is at work on {place} (" in merge(run, place).stderr
 
     def made_elsewhere(*_: Any) -> None:

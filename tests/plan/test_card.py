@@ -22,7 +22,7 @@ from rl_engine.plan.memory import PHASES, estimate
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.attention import PACKED_SHARED, VARLEN
 from rl_engine.policy.base_model import attention_of, layout_of
-from rl_engine.run.peaks import GIB, Available
+from rl_engine.run.memory import GIB, Available
 
 CUDA = torch.device("cuda:0")
 MIDDLE = ("train.problems_per_step=16", "sampling.n=8", "sampling.max_tokens=3000")

@@ -32,7 +32,7 @@ from rl_engine.plan.memory_limit import check_fits, memory_lines
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import add_adapter
-from rl_engine.run.peaks import GIB, Available
+from rl_engine.run.memory import GIB, Available
 from rl_engine.run.records import read_metrics
 from rl_engine.train import assemble as assembling
 

@@ -19,7 +19,7 @@ from rl_engine.plan.forecast import forecast
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.plan.step_time import DataSheet, GpuSampler, Throughput, measured
 from rl_engine.policy.base_model import load_meta_model
-from rl_engine.run.peaks import GIB
+from rl_engine.run.memory import GIB
 from tests.helpers.planned import deepmath, planned
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import pytest
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import Place, check_together, plan_together, settle_together
+from rl_engine.plan.concurrent import Place, check_together, plan_together, settle_together
 from rl_engine.plan.sharing import groups_of, named, why_not_together
 from rl_engine.plan.sizes import Devices
-from rl_engine.run.peaks import Available
+from rl_engine.run.memory import Available
 
 MAY_DIFFER = (
     "lora.rank=64",
@@ -87,14 +87,14 @@ def test_runs_fall_into_groups_in_the_order_given(tmp_path: Path) -> None:
 def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], ranks: Ranks) -> None:
     configs = [make_config(f"lora.rank={rank}") for rank in (1, 8, 64, 64)]
     here = replace(Place.here(ranks), room=Available(device_gib=100, host_gib=100))
-    alone, company = here.alone(configs[2]), here.together(configs, 3)
+    alone, concurrent = here.alone(configs[2]), here.together(configs, 3)
     for name in ("base weights", "sampler weights", "KV cache", "libraries", "activations", "grading"):
-        assert company.part(name) == alone.part(name)
+        assert concurrent.part(name) == alone.part(name)
     for name in ("adapter", "Adam's moments", "sampler adapter"):
-        assert company.part(name) == pytest.approx(3 * alone.part(name))
+        assert concurrent.part(name) == pytest.approx(3 * alone.part(name))
     # Memory that the allocator keeps: a share of the activations for the process, and one for each run in it.
     assert alone.part("heap slack") == pytest.approx(alone.part("activations") / 2)
-    assert company.part("heap slack") == pytest.approx(alone.part("activations"))
+    assert concurrent.part("heap slack") == pytest.approx(alone.part("activations"))
     assert [settle_together(configs, here, wanted)[1] for wanted in (None, 3, 9)] == [4, 3, 4]
     full = replace(here, room=Available(device_gib=1, host_gib=1))
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer run at once: --together"):

@@ -19,7 +19,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.push.model_card import Licence, Release
 from rl_engine.push.recipe import recipe_rows
 from rl_engine.push.release import files_of, make_release
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rollout.adapters import AdapterStore, sha256_of
 from tests.helpers.releases import REPO, configure, release, rename_base, snippets, table
 from tests.helpers.run_directories import LAST, report

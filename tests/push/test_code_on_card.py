@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from evals.asking.trained_with import chat_template_of, trained_with
+from evals.protocol.training_protocol import chat_template_of, training_protocol
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.merge.weights import merge
 from rl_engine.policy.lora.adapter import LoraPolicy
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rollout.adapters import read_manifest, write_manifest
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
@@ -78,7 +78,7 @@ def test_a_chat_template_of_its_own_goes_where_the_adapter_goes(hub: Hub, run: P
     assert (folder / "chat_template.jinja").read_text() == TEMPLATE
     assert "chat_template.jinja" in read_manifest(folder)["files"]
     for place in (folder, folder / "merged"):
-        asked = trained_with(place)
+        asked = training_protocol(place)
         assert asked is not None
         assert asked.chat_template == TEMPLATE
     assert AutoTokenizer.from_pretrained(folder / "merged").chat_template == TEMPLATE

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from evals.asking.trained_with import trained_with
+from evals.protocol.training_protocol import training_protocol
 from rl_engine.merge.weights import TIED_WHEN_SERVED, _untie, merge
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.push.release import files_of
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.families import tiny_wrapper
 from tests.helpers.hub_standin import Hub
@@ -46,7 +46,7 @@ def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
     assert "added in float32, and stored as they are." in table(run / "release/v000003")
     folder = run / "release/v000003/merged"
     assert AutoTokenizer.from_pretrained(folder).chat_template
-    asked, own = trained_with(folder), trained_with(run / "release/v000003")
+    asked, own = training_protocol(folder), training_protocol(run / "release/v000003")
     assert asked is not None
     assert own is not None
     assert asked == replace(own, origin=folder / "run/config.yaml")

@@ -21,7 +21,7 @@ from rl_engine.push import hub as hub_module
 from rl_engine.push.__main__ import app
 from rl_engine.push.hub import licence_of
 from rl_engine.push.release import files_of
-from rl_engine.run.trained import BaseModel
+from rl_engine.run.trained_adapter import BaseModel
 from rollout.adapters import AdapterStore
 from tests.helpers.hub_standin import TOKEN, Hub, Repo, sha256, standing_in, use
 from tests.helpers.run_directories import CURVES, report, trained_run

@@ -16,9 +16,9 @@ from rl_engine.config import Config
 from rl_engine.push.__main__ import app
 from rl_engine.push.release import files_of
 from rl_engine.report.page import write_report
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rollout.adapters import AdapterError, read_manifest
-from rollout.files.alone import OccupiedError, alone_at
+from rollout.files.exclusive import OccupiedError, exclusive
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.releases import REPO, release, rename_base
 from tests.helpers.run_directories import CURVES, LAST, trained_run
@@ -142,7 +142,7 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     ):
         with pytest.raises((ValueError, FileExistsError), match=f"^--output: .*{said}"):
             release(run, place)
-    with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
+    with exclusive(folder), pytest.raises(OccupiedError, match="another process is at work on"):
         release(run, folder)
 
 

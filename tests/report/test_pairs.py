@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Verdict
 from rl_engine.report.charts import CHARTS, COT_LENGTH, REWARD, accuracy_chart
-from rl_engine.report.meanings import meanings_of
+from rl_engine.report.descriptions import descriptions_of
 from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
 from rl_engine.report.page import page_of, read_runs
 from rl_engine.report.pairs import EACH, pairs_of
@@ -215,7 +215,7 @@ def test_a_run_says_where_it_comes_from_and_what_was_changed(tmp_path: Path) -> 
 def test_what_charts_draw_is_explained_by_the_documentation() -> None:
     charts = [accuracy_chart("mine"), REWARD, COT_LENGTH, *CHARTS]
     keys = [series.key for chart in charts for series in chart.series if not series.key.startswith("inside/")]
-    assert [key for key in keys if key not in meanings_of(keys)] == []
+    assert [key for key in keys if key not in descriptions_of(keys)] == []
     keys = ["eval/mine/tokens_mean_wrong", "reward/term/mine", "time/sync_s", "completion/tokens_max", "ratio/max"]
-    assert set(meanings_of(keys)) == set(keys)
-    assert "sampling.max_tokens" in meanings_of(["completion/truncated_frac"])["completion/truncated_frac"]
+    assert set(descriptions_of(keys)) == set(keys)
+    assert "sampling.max_tokens" in descriptions_of(["completion/truncated_frac"])["completion/truncated_frac"]

@@ -13,7 +13,7 @@ from rewards import GradeResult, Verdict
 from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
-from rl_engine.sampling.past import PastVersions, gap_of_versions
+from rl_engine.sampling.past_versions import PastVersions, gap_of_versions
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import sample_seed

@@ -183,7 +183,7 @@ def test_locks_are_asked_for_as_nfs_gives_them(tmp_path: Path, monkeypatch: pyte
 def steps_in(run: Path, earlier: Earlier | None, steps: int) -> None:
     """Record what a new run does in the directory; line 0 is the evaluation before the first step."""
     assert earlier is not None
-    records = Records(run, config_in(run, "seed=1"), on_first_step=earlier.give_way)
+    records = Records(run, config_in(run, "seed=1"), on_first_step=earlier.move_aside)
     records.open(-1)
     (run / "adapters" / "v000000").mkdir(parents=True)
     for step in range(steps):

@@ -16,7 +16,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.merge.weights import merge
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.run.records import read_metrics
-from rl_engine.run.trained import read_trained
+from rl_engine.run.trained_adapter import read_trained
 from rl_engine.sft import __main__ as sft
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, load_examples

@@ -34,7 +34,7 @@ from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, run
 
 def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     """Only the best rate is confirmed with further seeds."""
-    config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.company=2")
+    config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.concurrent=2")
     results = run(config)
     assert all(result.status == "done" for result in results.values())
     assert len(results) == 2 * (3 + 2)
@@ -80,8 +80,8 @@ def test_no_two_processes_have_one_card(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sweep_command, "cards_here", lambda: here)
     monkeypatch.setitem(COMMANDS, "fake", replace(FAKE, cards=lambda config: needed))
-    config = make_sweep("set.test.company=2") if len(hands) == 2 else make_sweep()
-    asked = ["set.test.company=2"] if len(hands) == 2 else []
+    config = make_sweep("set.test.concurrent=2") if len(hands) == 2 else make_sweep()
+    asked = ["set.test.concurrent=2"] if len(hands) == 2 else []
     answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2", *asked])
     assert answer.exit_code == 0, answer.output
     assert told in answer.output

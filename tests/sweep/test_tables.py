@@ -18,7 +18,7 @@ from rl_engine.sweep.analysis import analyse
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig
 from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
-from rl_engine.sweep.looks import looks_of
+from rl_engine.sweep.line_styles import line_styles_of
 from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import scores_of, thinned
 from tests.helpers.paper_sweeps import made_up, paper_sweep, parabola
@@ -142,12 +142,12 @@ def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
     """A rank looks the same beside other ranks, in a grid and with another reference. An arm that sets more than a rank
     does not have a rank's look."""
     arms = arms_of(config := paper_sweep(tmp_path))
-    rank1, rank8, full = looks_of(config, arms).values()
+    rank1, rank8, full = line_styles_of(config, arms).values()
     assert (rank1["color"], rank8["color"], full["color"]) == (rank_colour(1), rank_colour(8), "black")
     assert [look["linestyle"] for look in (rank1, rank8, full)] == ["-", "-", "--"]
     grid = {"lora.rank": [8, 1], "train.problems_per_step": [8, 32], "optim.lr": [1e-3]}
     config = sweep_of(grid=grid, output_dir=str(tmp_path))
-    looks = list(looks_of(config, arms_of(config)).values())
+    looks = list(line_styles_of(config, arms_of(config)).values())
     eights, ones = looks[:2], looks[2:]
     assert [look["color"] for look in (*eights, *ones)] == [rank_colour(8)] * 2 + [rank_colour(1)] * 2
     assert {look["marker"] for look in eights} != {look["marker"] for look in ones}
@@ -159,10 +159,10 @@ def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
     }
     # A line drawn along the ranks does not have the colour of one of them.
     config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3]}, output_dir=str(tmp_path))
-    (along,) = looks_of(config, arms_of(config)[:1], "lora.rank").values()
+    (along,) = line_styles_of(config, arms_of(config)[:1], "lora.rank").values()
     assert along["color"] == COLOURS[0]
     config = paper_sweep(tmp_path, arms=named, reference="attention")
-    attention, every, whole = looks_of(config, arms_of(config)).values()
+    attention, every, whole = line_styles_of(config, arms_of(config)).values()
     assert (attention["color"], attention["linestyle"]) == (COLOURS[0], "--")
     assert (every["color"], every["linestyle"]) == (rank_colour(8), "-")
     assert (whole["color"], whole["linestyle"]) == ("black", "-")

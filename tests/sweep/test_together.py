@@ -23,7 +23,7 @@ from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep import __main__ as command
-from rl_engine.sweep import board, room
+from rl_engine.sweep import board, placement
 from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.cells import Cell, arguments_of, arms_of, cell_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
@@ -31,7 +31,7 @@ from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.sharing import sharing_of
 from rl_engine.sweep.work import processes, runs, slots
-from rl_engine.sweep.work.company import settings_file
+from rl_engine.sweep.work.concurrent import settings_file
 from tests.helpers.sweep_fake import FAKE
 
 ROOT = Path(__file__).parents[2]
@@ -266,13 +266,13 @@ def test_cells_that_do_not_fit_together_are_refused_first() -> None:
     """Each of a thousand processes gets a thousandth of the machine."""
     cells = [load_config("quickstart.yaml", [f"lora.rank={rank}"]) for rank in (1, 8)]
     with pytest.raises(ConfigError, match=r"^together=2: 2 runs together: .* GiB .*give a smaller together.*jobs"):
-        room.estimate_company(cells, 2, 1000)
+        placement.estimate_concurrent(cells, 2, 1000)
 
 
 @pytest.mark.engine
 def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch is loaded here already and nothing forks, so memory can be estimated without a separate process.
-    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=room.estimate_company))
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=placement.estimate_concurrent))
     (tmp_path / "real.yaml").write_text(
         f"""
         base: quickstart.yaml

@@ -58,13 +58,13 @@ def test_one_run_is_the_plain_run_and_two_sample_as_alone(tmp_path: Path) -> Non
     assert kept(one) == kept(plain)
     other = find_config("quickstart.yaml").read_text().replace("rank: 1", "rank: 4, init: pissa") + "seed: 3\n"
     (tmp_path / "two" / "other.yaml").write_text(other)
-    company = run(tmp_path / "two", "--config", "other.yaml")
-    for ours, alone in zip(rows(company, 1), rows(plain, 1), strict=True):
+    concurrent = run(tmp_path / "two", "--config", "other.yaml")
+    for ours, alone in zip(rows(concurrent, 1), rows(plain, 1), strict=True):
         assert ours["prompt_ids"] == alone["prompt_ids"]
         assert ours["adapter"] == alone["adapter"] == "policy-v000000"
         same = [a == b for a, b in zip(ours["completion_ids"], alone["completion_ids"], strict=False)]
         assert all(same), (ours["completion"], alone["completion"])
     for name in ("quickstart", "other"):
-        gaps = [line["sampler/logprob_gap_max"] for line in read_metrics(company.parent / name)[1:]]
+        gaps = [line["sampler/logprob_gap_max"] for line in read_metrics(concurrent.parent / name)[1:]]
         assert len(gaps) == 2
         assert max(gaps) < TIE

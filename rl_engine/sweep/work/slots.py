@@ -12,7 +12,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import last_line
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.sharing import Sharing, Targets
-from rl_engine.sweep.work.company import Together, start_together
+from rl_engine.sweep.work.concurrent import Together, start_together
 from rl_engine.sweep.work.runs import Alone, start_alone
 
 MOST_DEATHS = 2

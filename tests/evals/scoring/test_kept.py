@@ -48,6 +48,6 @@ def test_an_absent_file_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> N
     other = gzip.compress(b'{"problem_id": "a"}\n')
     for damaged in (whole[:-12], whole[:30] + b"\0\0\0" + whole[33:], b"text", gzip.compress(b"{"), other, b"\x1f\x8b"):
         path.write_bytes(damaged)
-        way_out = ": mend that line, or remove it" if damaged == b"text" else ""  # nobody mends a packed file
-        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} cannot be read [(].*[)]{way_out}$"):
+        remedy = ": mend that line, or remove it" if damaged == b"text" else ""  # nobody mends a packed file
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} cannot be read [(].*[)]{remedy}$"):
             kept_answers(path)

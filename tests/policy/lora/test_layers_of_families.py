@@ -19,7 +19,7 @@ from rl_engine.policy.agreement import own_logprobs
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import adapter_parameters, add_adapter, check_adapter, write_adapter
 from rl_engine.policy.lora.targets import adaptable, group_of
-from rl_engine.run.trained import BaseModel, TrainedAdapter
+from rl_engine.run.trained_adapter import BaseModel, TrainedAdapter
 from rollout.config import ModelConfig
 from tests.helpers.families import families, tiny_config, tiny_model, write_tiny
 

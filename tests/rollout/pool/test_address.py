@@ -44,11 +44,11 @@ def test_where_somebody_listens_the_run_goes_on(listener: socket.socket, monkeyp
 
 
 def test_where_nobody_listens_a_line_names_the_way_out(closed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    way_out = r"listens there \(Connection refused\): start one with `ray start --head`, or leave rollout.address unset"
-    with pytest.raises(ValueError, match=rf"^rollout.address is 127.0.0.1:{closed}, [^\n]*{way_out}[^\n]*$"):
+    remedy = r"listens there \(Connection refused\): start one with `ray start --head`, or leave rollout.address unset"
+    with pytest.raises(ValueError, match=rf"^rollout.address is 127.0.0.1:{closed}, [^\n]*{remedy}[^\n]*$"):
         check_address(f"127.0.0.1:{closed}")
     monkeypatch.setenv("RAY_ADDRESS", f"localhost:{closed}")
-    with pytest.raises(ValueError, match=rf"^rollout.address is auto, which is [^\n]*:{closed}, [^\n]*{way_out}"):
+    with pytest.raises(ValueError, match=rf"^rollout.address is auto, which is [^\n]*:{closed}, [^\n]*{remedy}"):
         check_address("auto")
 
 

@@ -61,13 +61,15 @@ def test_a_slow_start_is_not_taken_for_a_lack_of_room(
     for bundle in ({}, {"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}):  # what others ask for
         asked.append(SimpleNamespace(count=1, request=SimpleNamespace(resources_bundle=bundle)))
     size.tell(1, 600)
-    assert (caplog.text, size.no_place()) == ("", "its process did not start in time")
+    assert (caplog.text, size.why_no_place()) == ("", "its process did not start in time")
     asked.append(SimpleNamespace(count=1, request=SimpleNamespace(resources_bundle={"CPU": 2.0, "GPU": 1.0})))
     size.tell(1, 600)
     assert (
         "1 of 2 sampling workers wait for a place, at most 600 s (rollout.start_timeout_s): each takes" in caplog.text
     )
-    assert size.no_place().startswith("it found no place in the cluster in time: each takes 2 cores and 1 card on one")
+    assert size.why_no_place().startswith(
+        "it found no place in the cluster in time: each takes 2 cores and 1 card on one"
+    )
 
 
 def test_placement_in_words() -> None:

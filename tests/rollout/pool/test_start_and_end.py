@@ -45,7 +45,7 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
 
         def start(self, *_: Any) -> None: ...
 
-    monkeypatch.setattr("rollout.pool.member.PoolWorker", Unmade)
+    monkeypatch.setattr("rollout.pool.worker_handle.PoolWorker", Unmade)
     with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
         make_pool()
 
@@ -165,7 +165,7 @@ def test_ray_that_ends_on_the_learners_machine_ends_the_pool(
 def test_a_pool_without_room_says_what_it_waits_for(
     make_pool: PoolMaker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.pool.member.PLACE_S", 3)  # Ray knows after a second what is asked of it
+    monkeypatch.setattr("rollout.pool.worker_handle.PLACE_S", 3)  # Ray knows after a second what is asked of it
     lack = "each takes 99 cores on one machine, and the cluster has 4 of 4 cores free: end what else runs there"
     with pytest.raises(PoolError, match=f"no sampling worker is left.* no place in the cluster in time: {lack}"):
         make_pool(cpus_per_worker=99, start_timeout_s=5)
@@ -174,7 +174,7 @@ def test_a_pool_without_room_says_what_it_waits_for(
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
     from rollout.pool.local_cluster import start_ray
-    from rollout.pool.room import LONGEST_DIRECTORY
+    from rollout.pool.space import LONGEST_DIRECTORY
 
     with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
         start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))

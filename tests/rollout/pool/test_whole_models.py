@@ -18,7 +18,7 @@ import torch
 from rl_engine.learner.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
-from rollout.pool.room import PIECE_BYTES, PIECES_KEPT
+from rollout.pool.space import PIECE_BYTES, PIECES_KEPT
 from rollout.pool.worker import PoolWorker
 from rollout.pool.worker import vllm_engine as make_vllm
 from rollout.types import AdapterRef, Problem, Prompt
@@ -47,16 +47,16 @@ def published(root: Path, version: int) -> AdapterRef:
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The versions that workers were asked to look for, once per request."""
-    from rollout.pool.member import Member
+    from rollout.pool.worker_handle import WorkerHandle
 
     monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.2)
-    asked, look = [], Member.look
+    asked, look = [], WorkerHandle.look
 
-    def noted(self: Member, ref: AdapterRef, *rest: Any) -> Any:
+    def noted(self: WorkerHandle, ref: AdapterRef, *rest: Any) -> Any:
         asked.append(ref.key)
         return look(self, ref, *rest)
 
-    monkeypatch.setattr(Member, "look", noted)
+    monkeypatch.setattr(WorkerHandle, "look", noted)
     return asked
 
 
@@ -65,9 +65,9 @@ def elsewhere(looked: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The workers do not see the publishing directory. The sizes in bytes of everything that is put into the store."""
     import ray
 
-    from rollout.pool.member import Member
+    from rollout.pool.worker_handle import WorkerHandle
 
-    put, look, sizes = ray.put, Member.look, []
+    put, look, sizes = ray.put, WorkerHandle.look, []
 
     def noted(content: Any) -> Any:
         sizes.append(len(content))
@@ -75,7 +75,9 @@ def elsewhere(looked: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("rollout.pool.versions.PIECE_BYTES", 1_000)
     monkeypatch.setattr(ray, "put", noted)
-    monkeypatch.setattr(Member, "look", lambda self, ref, *rest: look(self, replace(ref, path=Path("/none")), *rest))
+    monkeypatch.setattr(
+        WorkerHandle, "look", lambda self, ref, *rest: look(self, replace(ref, path=Path("/none")), *rest)
+    )
     return sizes
 
 

@@ -215,8 +215,8 @@ def test_a_mix_counts_what_all_its_sources_drop(tmp_path: Path) -> None:
     good, bad = {"problem": "1+1", "answer": "2"}, {"problem": "1+2"}
     paths = [write_jsonl(tmp_path / "a.jsonl", [good, bad]), write_jsonl(tmp_path / "b.jsonl", [bad, good, "{"])]
     loaded = load(source="mix", mix=[{"source": "file", "path": path} for path in paths])
-    assert loaded.dropped == {"no answer": 2, "not JSON": 1}
-    assert loaded.examples == {"no answer": "a.jsonl:2", "not JSON": "b.jsonl:3"}
+    assert loaded.dropped.counts == {"no answer": 2, "not JSON": 1}
+    assert loaded.dropped.examples == {"no answer": "a.jsonl:2", "not JSON": "b.jsonl:3"}
 
 
 def test_the_datasets_of_a_mix_are_named_by_its_keys() -> None:

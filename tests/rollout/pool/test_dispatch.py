@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from rollout.config import SamplingConfig
-from rollout.pool.dealing import MOST_ITEMS, completions_of, deal
+from rollout.pool.dispatch import MOST_ITEMS, completions_of, deal
 from rollout.types import Problem, Prompt
 from rollout.work_items import PromptBatch, WorkItem, extended, split
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from evals.asking.base_commit import revision_to_read
 from evals.options import wanted_of_hub
+from evals.protocol.base_commit import revision_to_read
 from rl_engine.config import load_config
 from rollout.adapters import AdapterStore
 from rollout.models import EMBEDDED_DIR

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.together import together
+from rl_engine.sampling.collective import together
 from rollout.engine import EngineError
 from rollout.stopping import Stopped, StopRequest
 from tests.helpers.thread_ranks import ThreadRank, on_each

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rl_engine.learner.ranks import Ranks
-from rl_engine.run import peaks as measuring
-from rl_engine.run.peaks import GIB, PhasePeaks, available
+from rl_engine.run import memory as measuring
+from rl_engine.run.memory import GIB, PhasePeaks, available
 
 
 def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:

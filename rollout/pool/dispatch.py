@@ -13,7 +13,7 @@ MOST_ITEMS = 64
 """Most work items that a worker has at once: each keeps one of its threads waiting."""
 
 
-class Taker(Protocol):
+class Candidate(Protocol):
     """A worker that could take work now."""
 
     @property
@@ -22,7 +22,7 @@ class Taker(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Taker)
+T = TypeVar("T", bound=Candidate)
 
 
 def completions_of(item: WorkItem) -> int:

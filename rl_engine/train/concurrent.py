@@ -24,7 +24,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import Place, check_together, company_lines
+from rl_engine.plan.concurrent import Place, check_together, memory_lines_of_concurrent
 from rl_engine.plan.sharing import Group, NamedConfig
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
@@ -70,8 +70,8 @@ def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, at_
             console, grader = console_of_cell(cell, board, ranks), graders[cell.config.rewards.model_dump_json()]
             with naming(cell, cells):
                 given[cell.name] = checked(cell.config, ranks, grader, console, beginning), grader, console
-        company = Company(board, ranks, stop, at_once, beginning)
-        codes = company.train(cells, given)
+        concurrent = ConcurrentRuns(board, ranks, stop, at_once, beginning)
+        codes = concurrent.train(cells, given)
     if stop.asked and (len(codes) < len(cells) or stop.exit_code in codes.values()):
         return stop.exit_code  # if all runs had ended already, the request came too late to matter
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
@@ -104,13 +104,13 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, b
 
 
 @dataclass(eq=False, slots=True)
-class _AtWork:
+class _ActiveRun:
     turn: Turn
     stop: StopRequest
 
 
 @dataclass
-class Company:
+class ConcurrentRuns:
     """Decides which run has the turn and which comes next. All ranks make the same choice."""
 
     board: Board
@@ -122,7 +122,7 @@ class Company:
     """Name of a finished run → the exit code it would have had alone."""
     base: SharedBase = field(init=False)
     engine: StreamingEngine = field(init=False)
-    _at_work: list[_AtWork] = field(default_factory=list, init=False)
+    _active: list[_ActiveRun] = field(default_factory=list, init=False)
     """Runs in progress, the one that has waited longest first."""
     _broken: EngineError | None = field(default=None, init=False)
 
@@ -130,7 +130,7 @@ class Company:
         """Load the base model, start the sampler, and train the runs; return the exit code of each that was started."""
         configs, place = [cell.config for cell in cells], Place.here(self.ranks)
         check_together(configs, place, self.at_once)
-        lines = company_lines(configs, place, self.at_once)
+        lines = memory_lines_of_concurrent(configs, place, self.at_once)
         RunConsole(quiet=not self.ranks.is_main, steps=0).print_rows(
             {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **lines}
         )
@@ -148,19 +148,19 @@ class Company:
         """Train until every run has ended. A run that waits for a slot takes the slot of one that has ended, however it
         ended."""
         waiting = deque(cells)
-        while waiting or self._at_work:
-            if self._leaving():
-                self._leave_out(waiting)
-            if waiting and len(self._at_work) < self.at_once:
+        while waiting or self._active:
+            if self._must_end():
+                self._report_unstarted(waiting)
+            if waiting and len(self._active) < self.at_once:
                 cell = waiting.popleft()
-                self._let_go_on(self._begin(cell, *given.pop(cell.name)))
+                self._resume(self._begin(cell, *given.pop(cell.name)))
             elif (one := self._next()) is not None:
-                self._at_work.remove(one)
-                self._let_go_on(one)
+                self._active.remove(one)
+                self._resume(one)
             else:
                 self._sample()
 
-    def _begin(self, cell: NamedConfig, prepared: Prepared, grader: Grader, console: CellConsole) -> _AtWork:
+    def _begin(self, cell: NamedConfig, prepared: Prepared, grader: Grader, console: CellConsole) -> _ActiveRun:
         if self.at_once == 1:
             self.engine.wake()  # a run that failed while learning has left it asleep
         stop = StopRequest()
@@ -173,7 +173,7 @@ class Company:
             engine=EngineOfOne(self.engine, cell.name, turn.wait_until, sleeps=self.at_once == 1),
             console=console,
         )
-        return _AtWork(turn, stop)
+        return _ActiveRun(turn, stop)
 
     def _train(self, cell: NamedConfig, stop: StopRequest, shared: Shared) -> None:
         """Train one run, in its own thread. Its errors are reported and do not affect the other runs."""
@@ -202,38 +202,38 @@ class Company:
         if self.ranks.count > 1 and not isinstance(cause, ON_EVERY_RANK):
             raise error
 
-    def _let_go_on(self, one: _AtWork) -> None:
+    def _resume(self, one: _ActiveRun) -> None:
         one.turn.take()
         if not one.turn.over:
-            self._at_work.append(one)
+            self._active.append(one)
             return
         self.stop.others.remove(one.stop)
         gc.collect()  # DeepSpeed's engine is in reference cycles; the next run and the waking sampler need its memory
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _next(self) -> _AtWork | None:
+    def _next(self) -> _ActiveRun | None:
         """The longest-waiting run among those that can continue on every rank."""
-        lacks = [not one.turn.ready for one in self._at_work]
+        lacks = [not one.turn.ready for one in self._active]
         if self.ranks.count > 1 and lacks:
             lacks = self.ranks.max(torch.tensor(lacks, dtype=torch.float32, device=self.ranks.device)).bool().tolist()
-        return next((one for one, lacking in zip(self._at_work, lacks, strict=True) if not lacking), None)
+        return next((one for one, lacking in zip(self._active, lacks, strict=True) if not lacking), None)
 
-    def _leaving(self) -> bool:
+    def _must_end(self) -> bool:
         """Whether the runs must end: a rank was asked to stop, or the sampler is broken. Interrupts those that wait."""
         asked = self.stop.signum or 0
         if self.ranks.count > 1:
             asked = int(self.ranks.max(torch.tensor(float(asked), device=self.ranks.device)))
         if asked:
             self.stop.record(asked)
-        for one in self._at_work:
+        for one in self._active:
             if self._broken is not None:
                 one.turn.interrupt(self._broken)
             elif asked and one.stop.raises:
                 one.turn.interrupt(Stopped())
         return bool(asked) or self._broken is not None
 
-    def _leave_out(self, waiting: deque[NamedConfig]) -> None:
+    def _report_unstarted(self, waiting: deque[NamedConfig]) -> None:
         """Report the runs that were never started."""
         for cell in waiting:
             if self._broken is None:
@@ -248,7 +248,7 @@ class Company:
     def _sample(self) -> None:
         # vLLM draws random numbers that it does not need. With one run at a time they must come from that run's state,
         # as they do when it trains alone.
-        alone = self._at_work[0].turn.randomness() if self.at_once == 1 else contextlib.nullcontext()
+        alone = self._active[0].turn.randomness() if self.at_once == 1 else contextlib.nullcontext()
         try:
             with alone:
                 self.engine.advance()
@@ -273,5 +273,5 @@ def show_all(groups: Sequence[tuple[Group, int]], ranks: Ranks, beginning: Begin
         if group.alone is None:
             configs, place = [cell.config for cell in group.cells], Place.here(ranks)
             check_together(configs, place, at_once)
-            lines |= company_lines(configs, place, at_once)
+            lines |= memory_lines_of_concurrent(configs, place, at_once)
         console.print_rows(lines)

@@ -15,7 +15,7 @@ class OccupiedError(ValueError):
 
 
 @contextlib.contextmanager
-def alone_at(output: Path) -> Iterator[None]:
+def exclusive(output: Path) -> Iterator[None]:
     """Hold the lock on an output for the duration of the block. It is released however the process ends.
 
     Raises `OccupiedError`, and `ValueError` for `.`, `..` or `/`, beside which nothing can be made.

@@ -18,7 +18,7 @@ from rl_engine.plan.sharing import Group
 from rollout.stopping import Stopped, StopRequest, end_with_parent
 
 
-def train_in_turn(
+def train_sequentially(
     groups: Sequence[Group], files: dict[str, str], at_once: int | None, arguments: Sequence[str], stop: StopRequest
 ) -> int:
     """Train group by group, and return the exit code: 1 if any run failed.

@@ -29,7 +29,7 @@ SLACK = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class FreeSpace:
     """Free space on this machine, in bytes, and its limit on open files."""
 
     shared: int
@@ -40,7 +40,7 @@ class Room:
     """Files that a process may open at most."""
 
     @classmethod
-    def here(cls) -> Room:
+    def here(cls) -> FreeSpace:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray itself raises the soft limit
         shared = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
         return cls(
@@ -58,35 +58,35 @@ def needed_bytes(sent: Sent) -> int:
     return int(SLACK * (versions + sent.answer_bytes))
 
 
-def store_bytes(sent: Sent, workers: int, room: Room) -> int:
+def store_bytes(sent: Sent, workers: int, free: FreeSpace) -> int:
     """The size of the store of a local cluster: as much as may be in transit at once, if shared memory allows."""
     under_way = int(SLACK * 2 * workers * sent.answer_bytes)
-    return max(SMALLEST_STORE, needed_bytes(sent), min(needed_bytes(sent) + under_way, room.shared))
+    return max(SMALLEST_STORE, needed_bytes(sent), min(needed_bytes(sent) + under_way, free.shared))
 
 
-def lacks(sent: Sent, workers: int, room: Room) -> str | None:
+def lacks(sent: Sent, workers: int, free: FreeSpace) -> str | None:
     """Why the workers of a local cluster cannot be sent what they need, or None."""
     if (why := too_long(Path(tempfile.gettempdir()) / f"{SCRATCH}{8 * 'x'}")) is not None:
         return why
-    if room.files < FEWEST_FILES:
+    if free.files < FEWEST_FILES:
         return (
-            f"this shell allows a process {room.files} open files, and Ray's own need {FEWEST_FILES}: raise the limit "
+            f"this shell allows a process {free.files} open files, and Ray's own need {FEWEST_FILES}: raise the limit "
             "(ulimit -n), or sample without Ray (rollout.placement=inprocess)"
         )
     store = needed_bytes(sent)
-    on_disk = store > room.shared
+    on_disk = store > free.shared
     if on_disk and store > LARGEST_ON_DISK:
         return (
             f"{_versions(sent)} go to the workers through shared memory, {_gib(store)} with one answer, and "
-            f"{SHARED_MEMORY} has {_gib(room.shared)} free: make it larger (docker run --shm-size), or {_smaller(sent)}"
+            f"{SHARED_MEMORY} has {_gib(free.shared)} free: make it larger (docker run --shm-size), or {_smaller(sent)}"
         )
     # A whole model is read where it was published, because local workers see that directory.
     copies = 0 if sent.whole_models else workers * sent.versions
     written = copies * sent.version_bytes + on_disk * store
-    if written > room.scratch:
+    if written > free.scratch:
         return (
             f"rollout.workers is {workers}, and each writes down {_versions(sent)}, {_gib(written)} in all; "
-            f"{tempfile.gettempdir()} has {_gib(room.scratch)} free: set TMPDIR to a directory with more, lower "
+            f"{tempfile.gettempdir()} has {_gib(free.scratch)} free: set TMPDIR to a directory with more, lower "
             f"rollout.workers, or {_smaller(sent)}"
         )
     return None

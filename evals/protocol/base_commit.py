@@ -7,8 +7,8 @@ from pathlib import Path
 
 from datafiles.settings import read_settings
 from datafiles.text import read_report
-from evals.asking.trained_with import run_config_of
 from evals.policies import named_version
+from evals.protocol.training_protocol import run_config_of
 from rollout.adapters import PEFT_CONFIG
 from rollout.hub import commit_of
 from rollout.models import locate_model

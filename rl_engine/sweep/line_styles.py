@@ -9,7 +9,7 @@ from rl_engine.drawing.style import COLOURS, FULL_COLOUR, MARKERS, rank_colour
 from rl_engine.sweep.cells import Arm
 from rl_engine.sweep.config import SweepConfig
 
-Look = dict[str, Any]
+LineStyle = dict[str, Any]
 """Keyword arguments for matplotlib's lines."""
 RANK = "lora.rank"
 SAY_NO_MORE_THAN_A_RANK = {"method", RANK, "lora.alpha"}
@@ -19,10 +19,10 @@ DASHES = ("-", ":", "-.")
 REFERENCE_DASHES = ("--", "-.", ":")
 
 
-def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, Look]:
+def line_styles_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, LineStyle]:
     """Arm → its look. What is compared determines colour and marker, other keys of the grid determine fill and dash
     pattern, and the reference is dashed. `over` is the key along which a line runs, which then does not affect it."""
-    looks: dict[str, Look] = {}
+    styles: dict[str, LineStyle] = {}
     places: dict[Hashable, int] = {}
     variants: dict[Hashable, int] = {}
     others = iter(COLOURS * len(arms))
@@ -34,7 +34,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
         place, variant = places.setdefault(one, len(places)), variants.get(one, 0)
         variants[one] = variant + 1
         dashes = REFERENCE_DASHES if arm.family and arm.family == config.reference else DASHES
-        looks[arm.name] = {
+        styles[arm.name] = {
             "color": colours[one],
             "marker": MARKERS[place % len(MARKERS)],
             "markerfacecolor": "white" if variant % 2 else colours[one],
@@ -43,7 +43,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
             "markersize": max(4.6 - 0.4 * number, 3.4),
             "linestyle": dashes[variant // 2 % len(dashes)],
         }
-    return looks
+    return styles
 
 
 def compared(config: SweepConfig, arm: Arm, over: str) -> Hashable:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rl_engine.report.insides import VERSIONS, evenly, with_insides
+from rl_engine.report.spectra import VERSIONS, evenly, with_spectra
 from rollout.adapters import AdapterStore
 
 
@@ -35,7 +35,7 @@ def test_a_line_holds_the_figures_of_the_version_it_published(tmp_path: Path) ->
     lines = tuple(
         {"step": float(step), "adapter/version": float(version)} for step, version in ((0, 0), (1, 1), (2, 1))
     )
-    (start, first, second), damaged = with_insides(tmp_path, lines)
+    (start, first, second), damaged = with_spectra(tmp_path, lines)
     assert damaged == []
     assert start["inside/norm_a"] == pytest.approx(5)
     assert start["inside/norm_update"] == 0
@@ -50,7 +50,7 @@ def test_a_line_holds_the_figures_of_the_version_it_published(tmp_path: Path) ->
 
 def test_a_run_without_adapters_has_its_own_lines(tmp_path: Path) -> None:
     lines = ({"step": 0.0, "adapter/version": 0.0},)
-    assert with_insides(tmp_path, lines) == (lines, [])
+    assert with_spectra(tmp_path, lines) == (lines, [])
 
 
 def test_an_adapter_of_no_numbers_is_named_and_the_rest_drawn(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_adapter_of_no_numbers_is_named_and_the_rest_drawn(tmp_path: Path) ->
     publish(tmp_path, 0, 0.5)
     publish(tmp_path, 1, float("nan"))
     lines = tuple({"step": float(version), "adapter/version": float(version)} for version in range(2))
-    (first, second), damaged = with_insides(tmp_path, lines)
+    (first, second), damaged = with_spectra(tmp_path, lines)
     assert "inside/norm_b" in first
     assert second == lines[1]
     (line,) = damaged

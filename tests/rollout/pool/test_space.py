@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rollout.engine import Sent
-from rollout.pool.room import (
+from rollout.pool.space import (
     LARGEST_ON_DISK,
     LONGEST_DIRECTORY,
     SMALLEST_STORE,
-    Room,
+    FreeSpace,
     lacks,
     needed_bytes,
     store_bytes,
@@ -24,7 +24,7 @@ from rollout.pool.room import (
 GIB = 2**30
 # Rank 512 on an 8B model, on policy.
 LARGE = Sent(version_bytes=5 * GIB, versions=2, answer_bytes=GIB // 2)
-AMPLE = Room(shared=200 * GIB, scratch=2000 * GIB)
+AMPLE = FreeSpace(shared=200 * GIB, scratch=2000 * GIB)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_what_fits_is_not_reported() -> None:
     assert lacks(LARGE, 8, AMPLE) is None
     small = Sent(version_bytes=GIB, versions=3)
     assert needed_bytes(small) < LARGEST_ON_DISK
-    assert lacks(small, 2, Room(shared=0, scratch=10 * GIB)) is None
+    assert lacks(small, 2, FreeSpace(shared=0, scratch=10 * GIB)) is None
     assert too_small(LARGE, 12 * GIB, "10.0.0.1") is None
 
 
@@ -55,7 +55,7 @@ def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
     sent = Sent(version_bytes=16 * GIB, whole_models=True, answer_bytes=GIB)
     assert needed_bytes(sent) == int(1.1 * 2 * GIB)
     assert needed_bytes(replace(sent, version_bytes=GIB // 2)) == int(1.1 * 1.5 * GIB)
-    assert lacks(sent, 8, Room(shared=3 * GIB, scratch=GIB)) is None
+    assert lacks(sent, 8, FreeSpace(shared=3 * GIB, scratch=GIB)) is None
     why = too_small(sent, GIB, "10.0.0.1")
     assert why is not None
     assert f"--object-store-memory={needed_bytes(sent)}" in why
@@ -64,7 +64,7 @@ def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "room", "words"),
+    ("sent", "free", "words"),
     [
         (
             LARGE,
@@ -80,12 +80,12 @@ def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
                 "lower rollout.max_staleness",
             ],
         ),
-        (Sent(version_bytes=GIB), Room(shared=0, scratch=17 * GIB), ["has 17.00 GiB free"]),
+        (Sent(version_bytes=GIB), FreeSpace(shared=0, scratch=17 * GIB), ["has 17.00 GiB free"]),
         (Sent(), replace(AMPLE, files=256), ["256 open files", "need 300", "ulimit -n", "rollout.placement=inprocess"]),
     ],
 )
-def test_what_does_not_fit_is_reported_with_the_way_out(sent: Sent, room: Room, words: list[str]) -> None:
-    why = lacks(sent, 8, room)
+def test_what_does_not_fit_is_reported_with_the_way_out(sent: Sent, free: FreeSpace, words: list[str]) -> None:
+    why = lacks(sent, 8, free)
     assert why is not None
     assert all(word in why for word in words), why
     assert "\n" not in why
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_reported_with_the_way_out(sent: Sent, room: Room, 
 
 def test_what_just_fits_fits() -> None:
     sent = Sent(version_bytes=GIB, versions=2)
-    exact = Room(shared=0, scratch=2 * 2 * GIB + needed_bytes(sent))
+    exact = FreeSpace(shared=0, scratch=2 * 2 * GIB + needed_bytes(sent))
     assert lacks(sent, 2, exact) is None
     why = lacks(sent, 2, replace(exact, scratch=exact.scratch - 1))
     assert why is not None

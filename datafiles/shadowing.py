@@ -35,7 +35,7 @@ LIBRARIES = (
 )
 
 
-def check_ours(*names: str) -> None:
+def refuse_shadowing(*names: str) -> None:
     """Raise `ImportError` if Python would import some other file instead of one of our packages of these names, or a
     file in the current directory instead of a library. `python -m` searches that directory first, and users tend to
     call a file of reward functions `rewards.py`. A command prints the error as one line and exits."""

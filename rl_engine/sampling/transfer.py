@@ -7,7 +7,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.policy.base_model import DTYPES, load_meta_model
 from rl_engine.policy.lora.targets import coverage_of
 from rollout.engine import Sent
-from rollout.pool.room import Room, lacks
+from rollout.pool.space import FreeSpace, lacks
 from rollout.work_items import LARGEST_PIECE
 
 FP32 = 4
@@ -15,7 +15,7 @@ FP32 = 4
 TOKEN_BYTES = 20
 
 
-def sent_by(config: Config) -> Sent:
+def transfer_of(config: Config) -> Sent:
     """Upper bounds on what a run's workers are sent and what they return."""
     evaluation = config.eval
     most = LARGEST_PIECE if evaluation.prompts_per_piece == "auto" else evaluation.prompts_per_piece
@@ -47,5 +47,5 @@ def check_room(config: Config) -> None:
         return
     workers = config.rollout.workers
     assert workers != "max"  # only a cluster allows that
-    if (why := lacks(sent_by(config), workers, Room.here())) is not None:
+    if (why := lacks(transfer_of(config), workers, FreeSpace.here())) is not None:
         raise ConfigError(why)

@@ -12,7 +12,7 @@ VERSIONS = 16
 """Most versions that are inspected: evenly spaced, including the first and the last."""
 
 
-def with_insides(
+def with_spectra(
     run: Path, lines: tuple[Mapping[str, float], ...]
 ) -> tuple[tuple[Mapping[str, float], ...], list[str]]:
     """Return the lines and a message for each adapter that cannot be inspected; the rest of the run is shown anyway.

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.asking.trained_with import agreed, model_overridden, overridden, trained_with
 from evals.options import EvalOptions
 from evals.policies import Policy, named_version
 from evals.prepare import prepare_suite
+from evals.protocol.training_protocol import agreed, model_overridden, overridden, training_protocol
 from evals.suites import ASKED_OF_EMBEDDED, find_suite, generated_by, load_suite
 from rl_engine.config import load_config
 from rl_engine.config.file import read_config
@@ -83,7 +83,7 @@ def test_the_prompt_of_the_run_is_found_wherever_the_adapter_is(tmp_path: Path, 
 
 def test_what_is_given_wins_and_is_warned_of(tmp_path: Path, tokenizer: Any) -> None:
     ref = write_run(tmp_path / "run", reinforced("prompt.system=Be brief.", "prompt.instruction=Think."))
-    trained = trained_with(ref.path)
+    trained = training_protocol(ref.path)
     assert trained is not None
     same = trained.asked("auto", None, None)
     assert (same, overridden(trained, same)) == (trained.prompt, [])
@@ -100,7 +100,7 @@ def test_what_is_given_wins_and_is_warned_of(tmp_path: Path, tokenizer: Any) -> 
 
 def test_a_supervised_run_brings_its_chat_template(tmp_path: Path) -> None:
     config = read_config(SftConfig, "sft_jsonl.yaml", ["data.path=x.jsonl", "data.chat_template=tulu"])
-    trained = trained_with(write_run(tmp_path / "run", config.to_yaml()).path)
+    trained = training_protocol(write_run(tmp_path / "run", config.to_yaml()).path)
     assert trained is not None
     assert trained.prompt.model_dump() == config.prompt.model_dump()
     assert trained.chat_template == CHAT_TEMPLATES["tulu"]
@@ -109,11 +109,11 @@ def test_a_supervised_run_brings_its_chat_template(tmp_path: Path) -> None:
 
 def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: Any) -> None:
     write_peft(tmp_path / "mine")
-    assert trained_with(tmp_path / "mine") is None
+    assert training_protocol(tmp_path / "mine") is None
     assert agreed("embedded", [Policy(label="base")]) is None
     suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256)
     assert (suite.prompt.template, suite.prompt.instruction, suite.answer_forms) == ("chat", None, ("boxed",))
-    trained = trained_with(write_run(tmp_path / "run", reinforced()).path)
+    trained = training_protocol(write_run(tmp_path / "run", reinforced()).path)
     assert trained is not None
     assert trained.generated == ASKED_OF_EMBEDDED
 
@@ -158,7 +158,7 @@ def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None
     (line,) = model_overridden(str(model), trained)
     assert line.startswith("--model is prompted like the adapter, not as in its own training: ")
     assert "'Think.' and is 'Be brief.'" in line
-    assert model_overridden(str(model), trained_with(model) or trained) == []
+    assert model_overridden(str(model), training_protocol(model) or trained) == []
     assert model_overridden("embedded", trained) == []
 
 
@@ -176,7 +176,7 @@ def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str, words: str) -> None:
     ref = write_run(tmp_path / "run", text)
     with pytest.raises(ValueError, match=rf"^[^\n]*run/config.yaml {words}[^\n]*$"):
-        trained_with(ref.path)
+        training_protocol(ref.path)
 
 
 TASK = ("data.source=reasoning_gym", "data.task=chain_sum", "data.task_settings={max_terms: 2}")
@@ -188,7 +188,7 @@ def test_an_adapter_of_a_task_is_asked_held_out_problems(tmp_path: Path, tokeniz
     text = load_config("gsm8k.yaml", [*TASK, "eval.suites=held_out", "eval.max_tokens=33"]).to_yaml()
     supervised = read_config(SftConfig, "sft_jsonl.yaml", [*TASK, "data.path=null", "data.limit=9"]).to_yaml()
     for name, written, longest in (("run", text, 33), ("sft", supervised, 72)):
-        trained = trained_with(write_run(tmp_path / name, written).path)
+        trained = training_protocol(write_run(tmp_path / name, written).path)
         assert trained is not None
         assert [(task.name, task.given) for task in trained.tasks] == [("chain_sum", {"max_terms": 2})]
         suite = prepare_suite(options(limit=5), find_suite("held_out"), tokenizer, 512, trained)

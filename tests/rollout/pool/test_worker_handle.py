@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from rollout.pool.member import answer_of
+from rollout.pool.worker_handle import answer_of
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
-from rl_engine.sampling.past import PastVersions, _rows_by_version, gap_of_versions
+from rl_engine.sampling.past_versions import PastVersions, _rows_by_version, gap_of_versions
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_SQUARED

@@ -22,14 +22,14 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.sharing import groups_of
 from rl_engine.run.output import ANEW, Beginning
 from rl_engine.run.records import read_metrics
-from rl_engine.train import company
+from rl_engine.train import concurrent
 from rl_engine.train.__main__ import app
-from rl_engine.train.company import show_all, train_all
+from rl_engine.train.concurrent import show_all, train_all
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
-from tests.helpers.company_engine import StreamingAnswers
+from tests.helpers.concurrent_engine import StreamingAnswers
 
 pytestmark = pytest.mark.usefixtures("warm_graders")
 
@@ -60,7 +60,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
         started.append(StreamingAnswers(settings))
         return started[-1]
 
-    monkeypatch.setattr(company, "start_shared_engine", start)
+    monkeypatch.setattr(concurrent, "start_shared_engine", start)
     return started
 
 
@@ -107,7 +107,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl_engine.learner.learner.objective", made)
 
 
-def test_a_run_is_the_same_in_any_company(
+def test_a_run_is_the_same_beside_any_others(
     train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
 ) -> None:
     """A run gives bit-for-bit the same result alone, beside an identical run, and beside different runs, some of which
@@ -205,7 +205,7 @@ def killed_while_it_samples() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     # setattr, because mypy rejects assignments to a module's or a class's functions.
-    setattr(company, "start_shared_engine", start)  # noqa: B010
+    setattr(concurrent, "start_shared_engine", start)  # noqa: B010
     setattr(StreamingAnswers, "at_advance", kill)  # noqa: B010
 
 
@@ -311,7 +311,7 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
             return int("half.yaml" in begun[-1])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rl_engine.train.in_turn.subprocess.Popen", Process)
+    monkeypatch.setattr("rl_engine.train.sequential.subprocess.Popen", Process)
     text = find_config("quickstart.yaml").read_text()
     for name in ("half", "other"):
         (tmp_path / f"{name}.yaml").write_text(

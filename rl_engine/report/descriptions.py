@@ -10,7 +10,7 @@ from importlib import resources
 _NAME = re.compile(r"`([^`]+)`")
 
 
-def meanings_of(keys: list[str]) -> dict[str, str]:
+def descriptions_of(keys: list[str]) -> dict[str, str]:
     """Metric → what the documentation says about it, for the metrics that have a row there."""
     found = {}
     for key in keys:

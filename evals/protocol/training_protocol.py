@@ -33,7 +33,7 @@ RECORD = "run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedWith:
+class TrainingProtocol:
     """The part of a run's configuration that an evaluation takes over."""
 
     origin: Path
@@ -82,7 +82,7 @@ class TrainedWith:
         return PromptConfig.model_validate(values)
 
 
-def trained_with(directory: Path) -> TrainedWith | None:
+def training_protocol(directory: Path) -> TrainingProtocol | None:
     """The settings of the run that published this version, or None if there is no record of the run.
 
     Raises `ValueError` if the run's configuration cannot be read.
@@ -116,11 +116,11 @@ def chat_template_of(directory: Path) -> str | None:
     return _chat_template(data.get("chat_template"), path, directory)
 
 
-def _read(path: Path, directory: Path) -> TrainedWith:
+def _read(path: Path, directory: Path) -> TrainingProtocol:
     values = read_settings(path)
     try:
         data, rewards = values["data"], values.get("rewards")
-        return TrainedWith(
+        return TrainingProtocol(
             origin=path,
             prompt=PromptConfig.model_validate(values["prompt"]),
             stop=tuple(values.get("sampling", {}).get("stop", ())),
@@ -160,15 +160,15 @@ def _chat_template(name: Any, config: Path, directory: Path) -> str | None:
     )
 
 
-def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
+def agreed(model: str, policies: Sequence[Policy]) -> TrainingProtocol | None:
     """The settings with which all policies were trained: the adapters', or else the model's if a run of ours made it.
 
     Raises `ValueError` if two adapters were trained with different settings, because all get the same prompts.
     """
-    found = {policy.label: trained_with(policy.ref.path) for policy in policies if policy.ref is not None}
+    found = {policy.label: training_protocol(policy.ref.path) for policy in policies if policy.ref is not None}
     known = {label: one for label, one in found.items() if one is not None}
     if not known:
-        return trained_with(from_home(model).resolve())
+        return training_protocol(from_home(model).resolve())
     (label, first), *others = known.items()
     for other, one in others:
         changed = differences(_deciding(first), _deciding(one))
@@ -180,7 +180,7 @@ def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
     return first
 
 
-def _deciding(one: TrainedWith) -> dict[str, Any]:
+def _deciding(one: TrainingProtocol) -> dict[str, Any]:
     return {
         "prompt": one.prompt.model_dump(mode="json"),
         "stop": list(one.stop),
@@ -190,14 +190,14 @@ def _deciding(one: TrainedWith) -> dict[str, Any]:
     }
 
 
-def model_overridden(model: str, trained: TrainedWith) -> list[str]:
+def model_overridden(model: str, trained: TrainingProtocol) -> list[str]:
     """Warnings if the base model was itself trained with other settings than the adapter, whose settings are used."""
-    own = trained_with(from_home(model).resolve())
+    own = training_protocol(from_home(model).resolve())
     changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
     return [f"--model is prompted like the adapter, not as in its own training: {line}" for line in changed]
 
 
-def overridden(trained: TrainedWith, asked: PromptConfig) -> list[str]:
+def overridden(trained: TrainingProtocol, asked: PromptConfig) -> list[str]:
     """Warnings about prompt settings that differ from those in training."""
     changed = differences(trained.prompt.model_dump(mode="json"), asked.model_dump(mode="json"), "prompt")
     return [f"prompted differently from training: {line}" for line in changed]

@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datafiles.text import first_line
-from rollout.pool.dealing import MOST_ITEMS
+from rollout.pool.dispatch import MOST_ITEMS
 from rollout.pool.worker import PoolWorker
 from rollout.types import AdapterRef
 from rollout.work_items import WorkItem
@@ -48,7 +48,7 @@ class Call:
 
 
 @dataclass(eq=False)
-class Member:
+class WorkerHandle:
     """A worker. Besides sampling, it has at most one open request."""
 
     actor: Any
@@ -71,7 +71,7 @@ class Member:
     files: Path = Path()
 
     @classmethod
-    def placed(cls, cpus: int, gpus: int, *, together: bool) -> Member:
+    def placed(cls, cpus: int, gpus: int, *, together: bool) -> WorkerHandle:
         """Create an actor wherever the cluster has room, now or later. `together`: it samples items side by side."""
         threads = MOST_ITEMS + MORE_THREADS if together else 1
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
@@ -161,7 +161,7 @@ class Member:
         ray.kill(self.actor)
 
 
-def end_all(workers: Sequence[Member], limit_s: float) -> None:
+def end_all(workers: Sequence[WorkerHandle], limit_s: float) -> None:
     """End all workers; those that are idle may exit by themselves within `limit_s`."""
     # A busy worker would not get the request before it is done.
     farewells = {worker.actor.close.remote(): worker for worker in workers if not any(worker.calls)}

@@ -1,1 +1,0 @@
-"""Adapter → its prompts: as in training, unless told otherwise."""
