@@ -97,7 +97,7 @@ def judge_reference(reference: str) -> Judgement:
 
 def _belied(found: Extracted, reference: str) -> bool:
     """Whether the text after the answer states a different answer."""
-    claims = [*later_claims(found.tail), *filter(None, [found.closing])]
+    claims = [*later_claims((found.answer, own_answer(reference)), found.tail), *filter(None, [found.closing])]
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
 

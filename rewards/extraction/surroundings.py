@@ -6,6 +6,7 @@ Each test reads a short stretch of text, so its cost does not grow with the comp
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 REACH = 160
 TAIL = 4000
@@ -59,12 +60,19 @@ _CLAIM = re.compile(
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
     re.IGNORECASE,
 )
+_PLAIN = r"-?(?:\d+(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})"
+_PLAIN_NUMBER = re.compile(rf"[\s$]*{_PLAIN}[\s$]*")
 _LAST_LINE = re.compile(
     r"(?:\A|\n)[\s*_#>$]*(?:the )?(?:final )?(?:result|solution|ans|antwort|ergebnis|lösung|réponse|résultat|respuesta"
-    r"|resultado|ответ|答案|答え)[\s*_]*[:=：][\s*_$:]*(?P<claim>-?(?:\d+(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\}))[\s*_$.。]*\Z",
+    rf"|resultado|ответ|答案|答え)[\s*_]*[:=：][\s*_$:]*(?P<claim>{_PLAIN})[\s*_$.。]*\Z",
     re.IGNORECASE,
 )
 """A last line that states a whole number or a fraction as the result: `Result = 8`. A decimal may round the answer."""
+_CHECKED = re.compile(
+    r"```|\b(?:check|verif|vérif|substitut|plug|test|confirm|prob[ea]\b|überprüf|compro[bv]|провер|print)|验|検",
+    re.IGNORECASE,
+)
+"""What a check comes to is not the answer: `Check: 2x + 1` and then `Result: 15`."""
 _END_OF_BOLD = re.compile(r"(?<=\S)\*\*(?=[\s.,;:!?]|$)")
 _STARTS_A_VALUE = frozenset("0123456789-+.\\([{√π")
 _CHOICE_BETWEEN = re.compile(
@@ -178,15 +186,22 @@ def is_retracted(tail: str) -> bool:
     return len(tail) > 4 and _RETRACTED.search(tail[:TAIL]) is not None
 
 
-def later_claims(tail: str) -> list[str]:
-    """Values that the text after the answer states as the answer, as written."""
+def later_claims(answers: Sequence[str], tail: str) -> list[str]:
+    """Values that the text after the answer states as the answer, as written. `answers` are the answer and what was
+    expected."""
     claims = []
     for match in _CLAIM.finditer(tail[:TAIL]):
         claim = _first_statement(match.group("claim"))
         if claim[:1] in _STARTS_A_VALUE:
             claims.append(claim)
-    last = _LAST_LINE.search(tail[-_LAST_LINE_REACH:])
-    return [*claims[-3:], *([last["claim"]] if last else [])]
+    return [*claims[-3:], *(_last_line(tail) if all(map(_PLAIN_NUMBER.fullmatch, answers)) else [])]
+
+
+def _last_line(tail: str) -> list[str]:
+    """The number that the last line states as the result. It contradicts none but a number: `Result: 420` may well be
+    said of 7 hours, of the choice B or of one coordinate."""
+    found = _LAST_LINE.search(tail[-_LAST_LINE_REACH:])
+    return [found["claim"]] if found and not _CHECKED.search(tail[:TAIL]) else []
 
 
 def _first_statement(text: str) -> str:

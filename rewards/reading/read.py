@@ -310,8 +310,9 @@ class Reader:
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
     def _alone(self, pair: str, node: Node) -> Node | None:
-        """One value in brackets: [7] is 7 as a list of one, an integer part and a group; [x] and [7.5] are not."""
-        if pair == "()" or (pair == "[]" and isinstance(node, Exact) and node.number.value.denominator == 1):
+        """One value in brackets: [7] and [B] are lists of one; [x] and [7.5] may be integer parts."""
+        rounds = isinstance(node, Expression) or (isinstance(node, Exact) and node.number.value.denominator > 1)
+        if pair == "()" or (pair == "[]" and not rounds):
             return node
         return Bracketed("[", "]", (node,)) if pair == "[]" else None
 

@@ -22,14 +22,25 @@ _PHYSICAL = (
     ("pascal", "Pa", "mass length^-1 time^-2", 1), ("hertz", "Hz", "time^-1", 1), ("volt", "V", "voltage", 1),
     ("ampere", "A", "current", 1), ("ohm", "Omega", "resistance", 1), ("mole", "mol", "amount", 1),
 )  # fmt: skip
-_LOWER_TOO = {"Hz": ("", "k", "M", "G")}
+
+
+def _spellings(letter: str, short: str) -> set[str]:
+    """kW is also KW, Kw and kw, and MHz mhz; J, N, V and W alone are capital, and A alone is an article."""
+    if not letter and len(short) == 1:
+        return {short} - {"A"}
+    if letter + short == "mHz" or short == "Omega":
+        return {letter + short}
+    letters = {letter, letter.upper() if letter == "k" else letter, letter.lower() if short == "Hz" else letter}
+    return {first + case for first in letters for case in (short, short.lower(), short.upper(), short.capitalize())}
+
+
 _SYMBOLS = {
     symbol: prefix + name
     for name, short, _, _ in _PHYSICAL
     for prefix, letter, _ in _PREFIXED
-    for symbol in {letter + short, (letter + short).lower() if letter in _LOWER_TOO.get(short, ("k",)) else "A"} - {"A"}
+    for symbol in _spellings(letter, short)
 }
-"""Symbols whose case counts: MW and mW. A alone is an article."""
+"""The case of M counts: MW and mW."""
 
 _BASES: dict[str, tuple[Dimension, Fraction, str]] = {
     name: (_powers(dimension), Fraction(size), canonical)
@@ -145,7 +156,7 @@ def read_unit(text: str) -> str | None:
         text = text.replace(prefix, f" {word}")
     written = _WRITTEN.findall(text.lower())
     text = _BY_WORD.sub(r"° \1", re.sub(r"\bcdot\b", " ", _HYPHEN.sub(" ", text)))
-    words = [_SYMBOLS.get(word) or _singular(word) for word in _WORD.findall(text)]
+    words = [_SYMBOLS.get(word) or _SYMBOLS.get(one := _singular(word), one) for word in _WORD.findall(text)]
     if any(not word.isascii() and word.isalpha() and word not in _BASES for word in words):
         return "" if len(words) == 1 and words[0] in _COUNTING_WORDS else None
     rest = _WORD.sub("", text)
