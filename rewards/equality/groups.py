@@ -124,9 +124,6 @@ def bracketed(reference: Node, answer: Node, equal: Equal) -> bool | None:
         if not same and reference.opening == answer.opening:
             return False
         return _all_equal(reference.elements, answer.elements, equal)
-    if isinstance(reference, Bracketed) and len(reference.elements) == 1:
-        # [7.5] is a list of one; [n/2] may be an integer part.
-        return value_of(reference.elements[0]) is not None and equal(reference.elements[0], answer)
     for matrix, vector in ((reference, answer), (answer, reference)):
         if isinstance(matrix, Matrix) and isinstance(vector, Bracketed):
             listed = [each.elements for each in vector.elements if isinstance(each, Bracketed) and each.opening == "["]

@@ -306,15 +306,8 @@ class Reader:
         if opening in {"(", r"\langle"} and len(pieces) > 1 and _has_one_choice_of_sign(inside):
             return self.plus_minus(text)
         if len(pieces) == 1:
-            return self._alone(opening + closing, self.part(inside))
+            return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
-
-    def _alone(self, pair: str, node: Node) -> Node | None:
-        """One value in brackets: [7] and [B] are lists of one; [x] and [7.5] may be integer parts."""
-        rounds = isinstance(node, Expression) or (isinstance(node, Exact) and node.number.value.denominator > 1)
-        if pair == "()" or (pair == "[]" and not rounds):
-            return node
-        return Bracketed("[", "]", (node,)) if pair == "[]" else None
 
     def _set_builder(self, inside: str) -> Node | None:
         r"""{x | x > 3} is the region x > 3, {2k | k \in \mathbb{Z}} a family; any other equals only its own text."""
