@@ -63,7 +63,9 @@ def _base_of(version: Path) -> tuple[str | None, str | None]:
 
 def other_base(model: str, revision: str | None, commit: str | None, adapters: Sequence[str]) -> list[str]:
     """Warnings for adapters that were trained on another revision of the base model than the one that is read: its
-    `commit`, of the `revision` that was given."""
+    `commit`, of the `revision` that was given. Without one it is the adapters' own."""
+    if revision is None:
+        return []
     return [
         f"{adapter} was trained on {model} at {one}, and is measured on it at {commit}"
         for adapter, one in trained_at(model, adapters).items()

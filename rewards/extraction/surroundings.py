@@ -63,8 +63,8 @@ _CLAIM = re.compile(
 _PLAIN = r"-?(?:\d+(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})"
 _PLAIN_NUMBER = re.compile(rf"[\s$]*{_PLAIN}[\s$]*")
 _LAST_LINE = re.compile(
-    r"(?:\A|\n)[\s*_#>$]*(?:the )?(?:final )?(?:result|solution|ans|antwort|ergebnis|lösung|réponse|résultat|respuesta"
-    rf"|resultado|ответ|答案|答え)[\s*_]*[:=：][\s*_$:]*(?P<claim>{_PLAIN})[\s*_$.。]*\Z",
+    r"(?:\A|\n)[\s*_#>$]*(?:the )?(?:final )?(?:result|solution|ans(?:wer)?|antwort|ergebnis|lösung|réponse|résultat"
+    rf"|respuesta|resultado|ответ|答案|答え)[\s*_]*[:=：][\s*_$:]*(?P<claim>{_PLAIN})[\s*_$.。]*\Z",
     re.IGNORECASE,
 )
 """A last line that states a whole number or a fraction as the result: `Result = 8`. A decimal may round the answer."""

@@ -243,10 +243,8 @@ def all_but(text: str) -> tuple[str, str] | None:
 
 
 def choice(text: str) -> tuple[str, str] | None:
-    """(C), [C], C), C., (C) 42 → the letter and the rest. A bare C is not a choice."""
+    """(C), C), C., (C) 42 → the letter and the rest. A bare C is not a choice."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}|\{(\(?[A-J]\)?)\}", r"\1\2 ", text).strip()
-    if re.fullmatch(r"\[[A-J]\]", bare):
-        return bare[1], ""
     named = _NAMED_CHOICE.fullmatch(re.sub(r"[{}]", "", bare).strip(" ."))
     if named:
         return named.group(1).upper(), ""

@@ -113,7 +113,9 @@ _NUMBER_WORDS = frozenset([
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
     "fifty", "sixty", "seventy", "eighty", "ninety", "pi", *SCALES,
 ])  # fmt: skip
-_COMPUTES = frozenset(["times", "point", "comma", "to", "through", "choose", "by", "per", "x", "into"])
+_COMPUTES = frozenset(["times", "point", "comma", "to", "choose", "by", "per", "x"])
+_COMPUTES_AT_ONCE = _COMPUTES | {"through", "into"}
+"""Behind the number itself: 5 through ten, but 5 lines through two points and 5 balls into two boxes."""
 _LAST = frozenset([
     "halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "sixteenth",
     "twentieth", "hundredth", "thousandth", "millionth", "billionth", "ten", "mil", "gross", "permille", "promille",
@@ -198,7 +200,8 @@ def _holds_number(words: list[str]) -> bool:
     """Whether words after a number are another number or compute with one: 5 six, 5 point five, 5 times two, 5 per
     thousand. 5 three-digit numbers are counted."""
     numbers = [word in _NUMBER_WORDS for word in words]
-    computed = any(word in _COMPUTES and number for word, number in zip(words, numbers[1:], strict=False))
+    pairs = enumerate(zip(words, numbers[1:], strict=False))
+    computed = any(number and word in (_COMPUTES if at else _COMPUTES_AT_ONCE) for at, (word, number) in pairs)
     return computed or (all(numbers) and not set(words[:1]) <= set(SCALES))
 
 

@@ -69,6 +69,14 @@ def test_a_base_at_another_commit_is_told(hub: Path, tmp_path: Path) -> None:
     assert f"{run} was trained on acme/tiny at {AAA}, and is measured on it at {BBB}" in " ".join(told.split())
 
 
+def test_the_branch_that_an_adapter_names_is_no_other_base(hub: Path, tmp_path: Path) -> None:
+    """It was said to have been trained on main, and to be measured at another commit."""
+    run = run_at(tmp_path / "mine", "main")
+    told = measure(options_for(tmp_path, Path(run), model=MODEL, limit=2, samples=1), scripted())
+    assert f"base model acme/tiny at commit {BBB}" in told
+    assert "warning" not in told
+
+
 def test_without_adapters_the_newest_is_read_once_and_told(hub: Path, tmp_path: Path) -> None:
     engine = scripted()
     options = options_for(tmp_path, tmp_path, model=MODEL, adapters=(), limit=2, samples=1)
