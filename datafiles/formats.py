@@ -112,7 +112,7 @@ def check_file(path: Path, key: str) -> None:
         lines = [line for line in map(bytes.strip, head.removeprefix(BOM).splitlines()) if line]
         if lines and not any(line.startswith(b"{") for line in lines):
             begins = lines[0].decode(errors="replace")
-            raise TextFileError(f"{key}: {path} is not a file of rows (it begins {begins!r:.50}); {WHAT_IS_READ}")
+            raise TextFileError(f"{key}: {path} is not a file of rows (it begins {begins[:50]!r}); {WHAT_IS_READ}")
 
 
 def is_table(path: Path, key: str) -> bool:

@@ -39,7 +39,7 @@ def kill_session(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def stops_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def stops_handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     """Handle the signals in `STOPS` with `handler` inside the block. An ignored SIGHUP (`nohup`) stays ignored."""
     numbers = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+from rollout.stopping import stops_handled
 
 # The last rank may still be sampling a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -74,9 +77,13 @@ def strangers(environment: Mapping[str, str] = os.environ) -> str:
 @contextlib.contextmanager
 def joining() -> Iterator[None]:
     """Raises `ValueError` where gloo does not find the network interface that it is told, as one that is another
-    machine's, and where nccl finds two ranks on one card."""
+    machine's, and where nccl finds two ranks on one card.
+
+    A signal to stop ends the process, as the wait for the other ranks would not let a handler run for minutes.
+    """
     try:
-        yield
+        with stops_handled(signal.SIG_DFL):
+            yield
     except RuntimeError as error:
         if (shared := SAME_CARD.search(str(error))) is not None:
             raise ValueError(

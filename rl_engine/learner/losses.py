@@ -94,7 +94,7 @@ def token_ratio(logprob_BC: Tensor, old_logprob_BC: Tensor, mask_BC: Tensor) -> 
 
 def sequence_ratio(logprob_BC: Tensor, old_logprob_BC: Tensor, mask_BC: Tensor) -> Tensor:
     """[B, C] s = exp(mean_t log r_t), the geometric mean of a completion's ratios, repeated for each of its tokens."""
-    log_ratio_B = ((logprob_BC - old_logprob_BC) * mask_BC).sum(dim=1) / mask_BC.sum(dim=1)
+    log_ratio_B = ((logprob_BC - old_logprob_BC) * mask_BC).sum(dim=1) / mask_BC.sum(dim=1).clamp(min=1)
     return log_ratio_B.exp()[:, None].expand_as(logprob_BC)
 
 

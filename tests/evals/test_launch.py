@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,18 @@ try:
 except RuntimeError as error:
     print(lost_rank(error))
 """
+WAITS = """
+import os, socket
+import torch.distributed
+from evals.launch.group import join_launch
+from rollout.stopping import StopRequest
+
+with socket.socket() as listener, StopRequest().listening():
+    listener.bind(("127.0.0.1", 0))  # and never listens
+    os.environ.update(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(listener.getsockname()[1]))
+    print("joins", flush=True)
+    join_launch()
+"""
 INTERFACE = (
     "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/device.cc:83] ifa != nullptr. Unable to find "
     "interface for: eth9"
@@ -40,6 +56,19 @@ def test_a_killed_ranks_end_is_reported_by_the_other(tmp_path: Path) -> None:
     assert told.endswith("): if that was not killed, its output says why")
     assert "gloo" not in told
     assert "remote worker" not in told
+
+
+def test_a_rank_that_waits_for_the_others_can_be_stopped() -> None:
+    """The wait is torch's own, in which no handler of Python's runs."""
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "joins\n"
+            time.sleep(1)
+            process.terminate()
+            assert process.wait(30) == -signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_other_libraries_errors_of_lost_ranks_are_recognized() -> None:

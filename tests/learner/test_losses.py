@@ -78,6 +78,13 @@ def test_gspo_has_one_ratio_per_completion() -> None:
     torch.testing.assert_close(loss, torch.tensor([[-1.5, -1.5], [2.0, 2.0]]))
 
 
+def test_a_row_without_tokens_adds_nothing_to_gspo() -> None:
+    """0/0 would make the whole loss NaN, whatever its weight."""
+    mask = torch.tensor([[True, True], [False, False]])
+    loss = gspo(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2, 1), mask, clip_low=0.5, clip_high=0.5)
+    assert torch.isfinite(loss).all()
+
+
 def example() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(log-probabilities, old ones, advantages, mask), with ratios on both sides of every bound."""
     generator = torch.Generator().manual_seed(0)
