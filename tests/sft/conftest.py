@@ -1,13 +1,16 @@
-"""A finished supervised run, and an environment without a launcher's variables."""
+"""A finished supervised run, the embedded model's tokenizer, and an environment without a launcher's variables."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from transformers import AutoTokenizer
 
 from rl_engine.sft.run import run_sft
+from rollout.models import EMBEDDED_DIR
 from tests.helpers.supervised import RUN, config_of
 
 
@@ -26,3 +29,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sft")
     assert run_sft(config_of(directory, *RUN)) == 0
     return directory / "run"
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(EMBEDDED_DIR)

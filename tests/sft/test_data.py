@@ -3,7 +3,6 @@ that the sampler would see, and tested rows are never learned from."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -19,15 +18,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from datafiles.dropped import Dropped
 from rl_engine.config.sft import ChatColumnsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, streams, turns
-from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, UnusableConversationError, load_examples
+from rl_engine.sft.examples import ExampleRenderer, UnusableConversationError, load_examples
 from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
 from rollout.frames import TULU
-from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.stopping import StopRequest
 from rollout.types import Problem
 from tests.helpers.grown import SAID, write_grown
+from tests.helpers.turns import learned, said
 
 COLUMNS = ChatColumnsConfig(messages="messages", prompt="prompt", completion="completion")
 # A template that cuts off what follows `=` in earlier assistant turns, as some templates cut off thinking.
@@ -36,32 +35,6 @@ FORGETFUL = (
     "{{ m.content if m.role == 'user' or loop.last else m.content.split('=')[0] }}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )
-
-# DeepSeek-R1's: it opens the thought in the prompt, and leaves it out of every answered turn.
-OPENING = (
-    "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}"
-    "{% else %}A:{{ m.content.split('</think>')[-1] }}<end>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}A:<think>\n{% endif %}"
-)
-# Qwen3's with enable_thinking=false.
-CLOSED = OPENING.replace("A:<think>\n", "A:<think>\n\n</think>\n\n")
-
-
-@pytest.fixture
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(EMBEDDED_DIR)
-
-
-def said(*contents: str) -> tuple[dict[str, str], ...]:
-    roles = itertools.cycle(("user", "assistant"))
-    return tuple({"role": role, "content": content} for role, content in zip(roles, contents, strict=False))
-
-
-def learned(example: Example) -> list[list[int]]:
-    """The contiguous runs of learned tokens."""
-    pairs = zip(example.input_ids.tolist(), example.labels.tolist(), strict=True)
-    groups = itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)
-    return [[token for token, _ in group] for is_learned, group in groups if is_learned]
 
 
 SETTING = {"role": "system", "content": "+"}
@@ -400,45 +373,3 @@ def test_unwanted_answers_of_the_hub_are_not_learned(monkeypatch: pytest.MonkeyP
     _, train = streams(SftDataConfig(source="hub", name="trl-lib/kto-mix-14k"), dropped)
     assert [conversation.messages for conversation in train] == [said("1", "2")]
     assert dropped.counts == {UNWANTED_ROW: 1}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"content": "<think>\n1+1=\n</think>\n\n2"},
-        {"content": "1+1=\n</think>\n\n2"},  # as it was sampled behind such a prompt
-        {"content": "2", "reasoning_content": "1+1=\n"},
-    ],
-)
-def test_an_answer_continues_the_thought_that_the_prompt_opens(answer: dict[str, str], tokenizer: Any) -> None:
-    """Every such row was dropped, so nothing could be learned with the distilled DeepSeek-R1 models."""
-    tokenizer.chat_template = OPENING
-    config = SftPromptConfig()
-    earlier = said("3", "4")
-    messages = (*earlier, *said("1+1"), {"role": "assistant", **answer})
-    example = ExampleRenderer(tokenizer, config).example(Conversation(id="r1", messages=messages[2:]))
-    asked = Renderer(tokenizer, config).render(Problem(id="r1", text="1+1", answer="2"))
-    assert asked.text.endswith("A:<think>\n")
-    (tokens,) = learned(example)
-    assert tuple(example.input_ids[: -len(tokens)]) == asked.token_ids
-    assert tokens == tokenizer.encode("1+1=\n</think>\n\n2<end>", add_special_tokens=False)
-    # An earlier turn is rendered without its thought, and only the last is learned.
-    (again,) = learned(ExampleRenderer(tokenizer, config).example(Conversation(id="r1", messages=messages)))
-    assert again == tokens
-
-
-@pytest.mark.parametrize(
-    ("template", "answer", "reason"),
-    [
-        (OPENING, "2", "no thought, and the chat template opens one in the prompt (<think>)"),
-        (CLOSED, "<think>\n1+\n</think>\n\n2", "a thought, which the chat template has ended in the prompt"),
-        (OPENING.replace("U:", "{{ 'U' if loop.last else 'u' }}:"), "<think>1</think>2", "renders a question diff"),
-    ],
-)
-def test_an_answer_that_does_not_fit_its_prompt_says_why(
-    template: str, answer: str, reason: str, tokenizer: Any
-) -> None:
-    tokenizer.chat_template = template
-    renderer = ExampleRenderer(tokenizer, SftPromptConfig())
-    with pytest.raises(UnusableConversationError, match=re.escape(reason)):
-        renderer.example(Conversation(id="r1", messages=said("1+1", answer)))
