@@ -40,9 +40,9 @@ OTHER_NAMES = {
 CHOICES = ("choices", "options")
 """What columns of choices are called, of which the answer names one."""
 INPUT = "input"
+"""What Alpaca's files call the column of what an `instruction` is about."""
 NO_INPUT = frozenset({"<noinput>", "n/a", "none", "nan"})
 """What stands in that column, in any case, where an instruction has none."""
-"""What Alpaca's files call the column of what an `instruction` is about."""
 UNASKED_INPUT = "its input is in a column that instruction does not repeat: join the two"
 LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
 WORD = re.compile(r"\w+")

@@ -62,7 +62,7 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return not missing
 
 
-def strangers(environment: Mapping[str, str] = os.environ) -> str:
+def unjoined(environment: Mapping[str, str] = os.environ) -> str:
     """Says that MPI or Slurm started processes that do not know each other, and what makes them ranks of one run; empty
     for a process that was started alone or as a rank."""
     found = next((name for name in TOGETHER if environment.get(name, "1") != "1"), None)

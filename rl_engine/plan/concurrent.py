@@ -114,7 +114,7 @@ def check_together(configs: Sequence[Config], place: Place, at_once: int) -> Non
         raise ConfigError(f"{at_once} runs together: {error}; or let fewer run at once: --together") from error
 
 
-def memory_lines_of_concurrent(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
+def lines_together(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
     """Lines for the console: how many run at once, and what they need compared with as many separate processes."""
     lines = {"together": f"{at_once} of {len(configs)} runs at a time, on one base model and one sampler"}
     if at_once > 1:
@@ -137,7 +137,7 @@ def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list
             settled, at_once = settle_together(runs, place, None)
             try:
                 check_together(settled, place, at_once)
-                lines = memory_lines_of_concurrent(settled, place, at_once)
+                lines = lines_together(settled, place, at_once)
             except ConfigError as error:
                 lines = {"together": str(error)}
             shown.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})

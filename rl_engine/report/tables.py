@@ -15,7 +15,7 @@ from rl_engine.config.fields import fields
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.charts import suites_of
 from rl_engine.report.shown_run import ShownRun
-from rl_engine.run.bottleneck import in_one_line
+from rl_engine.run.bottleneck import bottleneck_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def overview_of(run: ShownRun) -> dict[str, str]:
         "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
         "Token limit": f"{settings['sampling.max_tokens']:,}",
         "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
-        "Bottleneck": in_one_line(run.lines, settings) or "—",
+        "Bottleneck": bottleneck_line(run.lines, settings) or "—",
     }
 
 

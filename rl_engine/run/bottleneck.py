@@ -254,7 +254,7 @@ def bottleneck(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]
     return None if seen is None or rule is None else (rule.name, rule.says(seen))
 
 
-def in_one_line(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> str:
+def bottleneck_line(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> str:
     """What the last steps waited for, or how their time was divided; empty if there are no steps."""
     seen, found = Observed.of(lines, settings), bottleneck(lines, settings)
     if found is not None:

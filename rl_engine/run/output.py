@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.launch.group import strangers
+from evals.launch.group import unjoined
 from rl_engine.config import Config
 from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG, ConfigError
@@ -229,9 +229,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
 def _other_ranks(last: Mapping[str, Any]) -> list[str]:
     """A message if another number of ranks was at work when the run last trained."""
     before, now = last.get("ranks", ranks()), ranks()
-    return (
-        [] if now == before else [f"the run last trained on {before} rank(s), and continues on {now}: {UP_TO_ROUNDING}"]
-    )
+    return [] if now == before else [f"the number of ranks was {before}, and is {now}: {UP_TO_ROUNDING}"]
 
 
 def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
@@ -337,7 +335,7 @@ def refuse_occupied(run: Path) -> None:
 
 def _occupied(run: Path) -> ConfigError:
     return ConfigError(
-        f"output_dir: another process is training in {run}: wait for it, or give another output_dir{strangers()}"
+        f"output_dir: another process is training in {run}: wait for it, or give another output_dir{unjoined()}"
     )
 
 

@@ -17,7 +17,7 @@ from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.sharing import Group, groups_of
 from rl_engine.sft import checks as sft
-from rl_engine.sweep.placement import memory_lines_of_concurrent
+from rl_engine.sweep.placement import lines_together
 from rl_engine.train import checks as train
 from rollout.config import LARGEST_SEED, Section
 from rollout.hub import HubItem
@@ -82,7 +82,7 @@ COMMANDS = {
         wanted_of_hub=train.wanted_of_hub,
         step_scale="linear",
         groups=groups_of,
-        room=memory_lines_of_concurrent,
+        room=lines_together,
         cards=_cards_of_training,
         unmeasured=_unmeasured_by_train,
     ),

@@ -13,7 +13,7 @@ from rollout.pool.cards import visible_cards
 from rollout.servable import driver_version
 
 
-def memory_lines_of_concurrent(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
+def lines_together(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
     """Lines for the user: how many runs are in progress at once in each of `jobs` processes, and what each process
     needs.
 
@@ -21,18 +21,18 @@ def memory_lines_of_concurrent(configs: Sequence[Config], together: int, jobs: i
     unsafe.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(estimate_concurrent, configs, together, jobs).result()
+        return pool.submit(estimate_together, configs, together, jobs).result()
 
 
-def estimate_concurrent(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
-    """Like `memory_lines_of_concurrent`, in this process, which imports torch."""
+def estimate_together(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
+    """Like `lines_together`, in this process, which imports torch."""
     from dataclasses import replace
 
     import torch
 
     from rl_engine.learner.ranks import Ranks
     from rl_engine.plan.card import settle_precision
-    from rl_engine.plan.concurrent import Place, check_together, memory_lines_of_concurrent, settle_together
+    from rl_engine.plan.concurrent import Place, check_together, lines_together, settle_together
 
     ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     here = Place.here(ranks)
@@ -45,7 +45,7 @@ def estimate_concurrent(configs: Sequence[Config], together: int, jobs: int) -> 
     place = replace(here, room=room)
     try:
         check_together(configs, place, at_once)
-        lines = memory_lines_of_concurrent(configs, place, at_once)
+        lines = lines_together(configs, place, at_once)
         return {**lines, "jobs": f"{jobs} such processes at a time"} if jobs > 1 else lines
     except ConfigError as error:
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""

@@ -24,7 +24,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.concurrent import Place, check_together, memory_lines_of_concurrent
+from rl_engine.plan.concurrent import Place, check_together, lines_together
 from rl_engine.plan.sharing import Group, NamedConfig
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
@@ -130,7 +130,7 @@ class ConcurrentRuns:
         """Load the base model, start the sampler, and train the runs; return the exit code of each that was started."""
         configs, place = [cell.config for cell in cells], Place.here(self.ranks)
         check_together(configs, place, self.at_once)
-        lines = memory_lines_of_concurrent(configs, place, self.at_once)
+        lines = lines_together(configs, place, self.at_once)
         RunConsole(quiet=not self.ranks.is_main, steps=0).print_rows(
             {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **lines}
         )
@@ -273,5 +273,5 @@ def show_all(groups: Sequence[tuple[Group, int]], ranks: Ranks, beginning: Begin
         if group.alone is None:
             configs, place = [cell.config for cell in group.cells], Place.here(ranks)
             check_together(configs, place, at_once)
-            lines |= memory_lines_of_concurrent(configs, place, at_once)
+            lines |= lines_together(configs, place, at_once)
         console.print_rows(lines)

@@ -12,7 +12,7 @@ from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.report.page import write_report
-from rl_engine.run.bottleneck import in_one_line, settings_of
+from rl_engine.run.bottleneck import bottleneck_line, settings_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, Earlier, check_output, sole_writer
 from rl_engine.run.records import REPORT, read_metrics
@@ -90,7 +90,7 @@ def train_in_place(
                 run.console.summary(lines, paths)
                 # Beside other runs, waiting for the sampler includes waiting for them, which is not a bottleneck of
                 # this run.
-                if shared is None and (waits_for := in_one_line(lines, settings_of(run.config))):
+                if shared is None and (waits_for := bottleneck_line(lines, settings_of(run.config))):
                     run.console.note(waits_for)
                 run.console.examples(run.examples)
                 run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))

@@ -12,13 +12,13 @@ import torch
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.concurrent import Place, check_together, memory_lines_of_concurrent, plan_together
+from rl_engine.plan.concurrent import Place, check_together, lines_together, plan_together
 from rl_engine.plan.memory import PHASES
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sizes import Devices
 from rl_engine.run.memory import GIB, Available
 from rl_engine.sampling.placement import start_shared_engine
-from rl_engine.sweep.placement import estimate_concurrent
+from rl_engine.sweep.placement import estimate_together
 from rl_engine.train.resolve import resolve_settings, resolve_together
 
 ON_CARD = Ranks(0, 1, torch.device("cuda:0"))
@@ -67,7 +67,7 @@ def test_a_card_with_room_for_one_run_takes_one_at_a_time(card: Callable[[float]
     check_together(settled, place, at_once)
     for each in settled:
         check_fits(place.alone(each), place.room)
-    assert memory_lines_of_concurrent(settled, place, at_once) == {
+    assert lines_together(settled, place, at_once) == {
         "together": "1 of 3 runs at a time, on one base model and one sampler"
     }
 
@@ -85,7 +85,7 @@ def test_what_was_asked_for_and_does_not_fit_is_refused(card: Callable[[float], 
     with pytest.raises(ConfigError, match=r"^2 runs together: .*; or let fewer run at once: --together$"):
         check_together(settled, Place.here(ON_CARD), at_once)
     with pytest.raises(ConfigError, match=r"^together=2: .* or give a smaller together$"):
-        estimate_concurrent(runs, 2, 1)
+        estimate_together(runs, 2, 1)
 
 
 def test_a_card_without_room_for_one_run_is_refused(card: Callable[[float], None], runs: list[Config]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
 from rl_engine.config import load_config
-from rl_engine.run.bottleneck import EVERY, LAST, RULES, Watch, bottleneck, in_one_line, settings_of
+from rl_engine.run.bottleneck import EVERY, LAST, RULES, Watch, bottleneck, bottleneck_line, settings_of
 
 POOL = ("rollout.placement=ray", "rollout.workers=16", "train.problems_per_step=32", "sampling.max_tokens=8192")
 AHEAD = (*POOL, "rollout.max_staleness=1")
@@ -175,7 +175,7 @@ def test_where_nothing_is_lost_the_line_says_no_more_than_that(overrides: tuple[
     settings = settings_of(load_config("quickstart.yaml", overrides))
     found = bottleneck([one], settings)
     if overrides == ():
-        assert in_one_line([one], settings).startswith(
+        assert bottleneck_line([one], settings).startswith(
             "nothing stands out: a step waits 49% for completions and learns"
         )
     # A pool that is always busy needs more workers, and a learner that is always busy needs more learners.
@@ -188,7 +188,7 @@ def test_medians_of_the_last_steps_without_the_one_that_warms_up() -> None:
     assert told((), slow) is not None  # the only step counts
     assert told((), *[slow] * 20, *[even] * LAST) is None
     assert told((), {"step": 0, "eval/held_out/avg": 0.5}) is None
-    assert in_one_line([{"step": 0}], {}) == ""
+    assert bottleneck_line([{"step": 0}], {}) == ""
 
 
 def test_a_changed_bottleneck_is_reported_but_not_too_often() -> None:

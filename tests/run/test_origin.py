@@ -83,7 +83,7 @@ def test_another_number_of_ranks_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     (told,) = check_output(config, resume=True)
     assert told == (
-        "the run last trained on 1 rank(s), and continues on 2: from here on the run equals an uninterrupted one up to "
+        "the number of ranks was 1, and is 2: from here on the run equals an uninterrupted one up to "
         "rounding, no longer bit for bit"
     )
     Records(tmp_path, config).open(1)

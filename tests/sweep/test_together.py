@@ -266,13 +266,13 @@ def test_cells_that_do_not_fit_together_are_refused_first() -> None:
     """Each of a thousand processes gets a thousandth of the machine."""
     cells = [load_config("quickstart.yaml", [f"lora.rank={rank}"]) for rank in (1, 8)]
     with pytest.raises(ConfigError, match=r"^together=2: 2 runs together: .* GiB .*give a smaller together.*jobs"):
-        placement.estimate_concurrent(cells, 2, 1000)
+        placement.estimate_together(cells, 2, 1000)
 
 
 @pytest.mark.engine
 def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch is loaded here already and nothing forks, so memory can be estimated without a separate process.
-    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=placement.estimate_concurrent))
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=placement.estimate_together))
     (tmp_path / "real.yaml").write_text(
         f"""
         base: quickstart.yaml
