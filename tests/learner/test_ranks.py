@@ -41,10 +41,13 @@ STAGES = {
 TWICE = f"{METHODS['lora']} learner.zero_stage=3 learner.updates_per_step=2 loss.sampler_correction=token_truncate"
 # A penalty with an effect: after the first step the policy differs from the reference.
 PENALIZED = f"{METHODS['full']} loss.kl_coef=0.5"
+# DeepSpeed's stages 1 and 2 are one class: with an adapter both are tried, otherwise the second.
+SHARDED = [
+    (method, stage) for method in METHODS for stage in STAGES if stage != "0" and (stage != "1" or method == "lora")
+]
 CASES = {
-    f"{method}-{stage}": f"{settings} {of_stage}"
-    for method, settings in METHODS.items()
-    for stage, of_stage in STAGES.items()
+    f"{method}-{stage}": f"{METHODS[method]} {STAGES[stage]}"
+    for method, stage in [*((method, "0") for method in METHODS), *SHARDED]
 } | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALIZED} {STAGES[stage]}" for stage in ("0", "3")}}
 
 
@@ -90,8 +93,7 @@ def test_a_sharded_reference_penalizes_like_a_whole_one(by_ranks: dict[int, dict
     assert any((tensor - whole[name]).abs().max() > 1e-5 for name, tensor in free.items())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", ["1", "2", "3", "3-offload"])
+@pytest.mark.parametrize(("method", "stage"), SHARDED)
 def test_every_stage_learns_the_same_as_without_sharding(
     method: str, stage: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]
 ) -> None:
