@@ -39,7 +39,7 @@ types: .venv/tools
 
 # One thread per worker: on two cores that is twice as fast as two threads. Three workers, because they often wait for
 # processes that they started; one worker on a card, where the engines of several would not fit.
-unit: .venv/tools
+unit: .venv/compiled
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep resumes where it stopped.
@@ -90,6 +90,12 @@ python:
 .venv/tools: .venv/project requirements/dev.txt
 	@echo "adding the tools of the tests: $$(grep -c == requirements/dev.txt) packages, about a minute"
 	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+# Python compiles what the tests import, half a minute of work: once here, beside mypy, and not once in every worker.
+# If something cannot be imported, the tests themselves say what.
+.venv/compiled: .venv/tools
+	$(RUN) -m pytest --collect-only --quiet >/dev/null || true
 	@touch $@
 
 # A separate environment: the API reference is extracted from the sources and needs none of their imports.
