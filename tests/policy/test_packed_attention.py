@@ -91,10 +91,10 @@ def test_completions_attend_to_a_shared_prompt_as_to_their_own(kv_heads: int) ->
     expected = own_part(per_sample(q, k, v, lengths, 0.3), lengths)
     query, key, value = (x_THD.transpose(0, 1)[None] for x_THD in parts)
     layout = PackedRows.continuing(PIECES, CONTINUED)
-    found, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
-    assert_same_sums(found[0], expected, 8 + 10)
+    found = packed_attention(query, key, value, layout, 0.3)
+    assert_same_sums(found, expected, 8 + 10)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    pairs = zip(*(torch.autograd.grad((one * upstream).sum(), parts) for one in (found[0], expected)), strict=True)
+    pairs = zip(*(torch.autograd.grad((one * upstream).sum(), parts) for one in (found, expected)), strict=True)
     for gradient, other in pairs:
         assert_same_sums(gradient, other, 3 * (8 + 10))
 
