@@ -36,7 +36,6 @@ from evals.command import (
     print_table,
     quiet_libraries,
     settle_torch,
-    start_vllm,
 )
 from evals.policies import named_version, refuse_unserved
 from evals.protocol.base_commit import commit_to_read, other_base, revision_to_read
@@ -168,7 +167,9 @@ def main(
             quiet_libraries()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))
-            run(options, new_console(), start_vllm)
+            from rollout.vllm import start_engine
+
+            run(options, new_console(), start_engine)
     except Stopped:
         exit_with_error("stopped; an unfinished measurement is not kept", stop.exit_code)
     except EngineError as error:
