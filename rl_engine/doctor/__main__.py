@@ -82,7 +82,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.console.print("[bold]configuration[/bold]")
     check_hub(hub_items_of_config(config.model))
     config = settle_precision(config, ranks.device.type)
-    config = settle_card(settle_rate(config, console), ranks)
+    config = ranks.broadcast(settle_card(settle_rate(config, console), ranks))
     console.print_rows(settings_rows(config, ranks))
     check_hub(wanted_of_hub(small(config, Path())))
     console.console.print("[bold]self-test[/bold]")
