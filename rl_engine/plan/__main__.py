@@ -245,15 +245,16 @@ def rule_line(made: Forecast) -> str:
 
 def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
     """The capacity that supervised training on `tokens` tokens would need of the same adapter."""
-    from rl_engine.plan.capacity import supervised_bits
+    from rl_engine.plan.capacity import capacity_of, supervised_bits
     from rl_engine.plan.lines import describe_capacity
 
     if tokens is None:
         return {}
-    capacity = made.capacity_for(supervised_bits(tokens, loss_nats))
+    config, bits = made.config, supervised_bits(tokens, loss_nats)
+    capacity = capacity_of(made.meta_model, config.lora, config.method, bits)
     return {
         "supervised": f"{tokens:,} tokens, each seen once at {loss_nats:g} nats, teach at most "
-        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, made.config)}"
+        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, config)}"
     }
 
 

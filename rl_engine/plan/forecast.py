@@ -35,10 +35,6 @@ class Forecast:
     full: StepFlops
     """The same step with full fine-tuning."""
 
-    def capacity_for(self, information_bits: float) -> Capacity:
-        """The capacity of the same parameters for another amount of information."""
-        return capacity_of(self.meta_model, self.config.lora, self.config.method, information_bits)
-
     @property
     def is_lora(self) -> bool:
         return self.config.method == "lora"

@@ -15,8 +15,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import kept_values, trainable_parameters
 from rl_engine.plan.sizes import Widths
-from rl_engine.policy.attention import NAME as SHARED
-from rl_engine.policy.attention import VARLEN, sees_padding
+from rl_engine.policy.attention import SHARED_PROMPT, VARLEN, sees_padding
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
 from rl_engine.policy.lora.targets import match_targets, trains_head
@@ -117,7 +116,7 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
         "flash_attention_2": 0,
         "sdpa": size,
         "eager": size + widths.heads * (FP32 + size),
-        SHARED: widths.heads * size,
+        SHARED_PROMPT: widths.heads * size,
     }[attention]
     attended = 4 * size * heads + FP32 * widths.heads + row * of_a_position
     return norms + inputs + attended + 4 * size * widths.intermediate
@@ -241,7 +240,7 @@ def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> 
     """The attention name for which `layer_bytes` counts as much as this one keeps: torch's fused kernels keep nothing
     that is quadratic in the row, as long as there is no mask."""
     if attention == VARLEN:
-        return "flash_attention_2" if cuda else SHARED
+        return "flash_attention_2" if cuda else SHARED_PROMPT
     unmasked = attention == "sdpa" and layout == "padded" and not sees_padding(meta_model.config)
     return "flash_attention_2" if unmasked else attention
 

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from rl_engine.config.file import ConfigError
 
-NAME = "shared_prompt"
+SHARED_PROMPT = "shared_prompt"
 # transformers architectures with plain causal attention and rotary positions that are passed in, as long as no layer
 # uses a sliding window. tests/policy/test_packed_attention.py compares each of them with one row per sample.
 MODEL_TYPES = frozenset(
@@ -200,7 +200,7 @@ CAPABILITY = (8, 0)
 
 PACKED_SHARED = "packed_shared"
 """The layout of a packed row that holds every prompt once."""
-SHARING = (NAME, PACKED_SHARED)
+SHARING = (SHARED_PROMPT, PACKED_SHARED)
 """The layouts that compute a group's prompt only once."""
 
 
@@ -332,5 +332,5 @@ def attention_of_layout(
     return packed_attention(query, key, value, layout, scaling)[None], None
 
 
-AttentionInterface.register(NAME, attention_of_layout)
+AttentionInterface.register(SHARED_PROMPT, attention_of_layout)
 AttentionInterface.register(VARLEN, attention_of_layout)
