@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,7 @@ class DevicePlan:
     """What one device and its process need."""
     room: Available
     """What they have."""
-    refusals: Sequence[str]
+    refusals: tuple[str, ...]
     """Why the run does not fit."""
     sampler: GpuSampler | None
     """How vLLM's share of a GPU is used; None on a CPU."""
@@ -74,7 +73,7 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
         count=devices.count,
         memory=memory,
         room=room,
-        refusals=refusals,
+        refusals=tuple(refusals),
         sampler=sampler,
         sleeps=config.rollout.sleep is True,
         concurrent_sequences=concurrent,
@@ -100,7 +99,7 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
         count=1,
         memory=memory,
         room=room,
-        refusals=[short] if short else [],
+        refusals=(short,) if short else (),
         sampler=None,
         sleeps=False,
         concurrent_sequences=min(made.config.rollout.max_num_seqs, work.episodes),

@@ -44,9 +44,14 @@ class _Trainer(SFTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
+def _needs_own_loss(causal_lm: Any) -> bool:
+    """Whether TRL's loss cannot handle the model: it would ignore an adapter on the output embedding, and it does not
+    find the decoder of Llama 4."""
+    return isinstance(causal_lm.get_output_embeddings(), LoraLinear) or causal_lm.base_model is causal_lm
+
+
 class _OwnLoss(_Trainer):
-    """Trainer for models that TRL's loss cannot handle: it would ignore an adapter on the output embedding, and it does
-    not find the decoder of Llama 4."""
+    """Trainer for models that TRL's loss cannot handle."""
 
     def loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -110,9 +115,8 @@ def make_trainer(
     )
     # The trainer would use all visible cards at once, which TRL refuses; a run uses one card.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    causal_lm = trainable.causal_lm
-    own = isinstance(causal_lm.get_output_embeddings(), LoraLinear) or causal_lm.base_model is causal_lm
-    kind, model = (_OwnLoss, causal_lm) if own else (_Trainer, trainable.model)
+    own = _needs_own_loss(trainable.causal_lm)
+    kind, model = (_OwnLoss, trainable.causal_lm) if own else (_Trainer, trainable.model)
     trainer = kind(
         model=model,
         args=arguments,
