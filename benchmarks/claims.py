@@ -39,7 +39,7 @@ BESIDE = 1.08
 def settings_of(config: SweepConfig, report: ArmReport) -> Config:
     """The configuration of an arm's run, as the sweep would start it."""
     cell = cell_of(config, report.arm, report.points[0].axis_value, config.seeds[0])
-    return read_config(Config, config.base, arguments_of(cell))
+    return read_config(Config, config.base, arguments_of(cell.overrides))
 
 
 def score_over_numbers(config: SweepConfig, reports: Sequence[ArmReport]) -> Figure:

@@ -20,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,7 +127,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
         version += 1
         groups = engine.generate(prompts, config.sampling, ref, [f"{version}/{i}" for i in range(len(prompts))])
         sampled = time.perf_counter()
-        samples = [sample for group in groups for sample in training_samples(group, advantages, weight)]
+        samples = [replace(s, weight=weight) for group in groups for s in training_samples(group, advantages)]
         learner.step([samples], limits)
         learned = time.perf_counter()
         ref = publisher.publish(version)

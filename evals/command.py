@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 import typer
 from rich.console import Console
@@ -104,9 +104,3 @@ def print_loading(what: str) -> None:
         )
     if os.environ.get("RANK", "0") == "0":
         to_stderr(f"[dim]loading {what} …[/dim]")
-
-
-def start_vllm(settings: Any) -> Any:
-    from rollout.vllm import start_engine
-
-    return start_engine(settings)

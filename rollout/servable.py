@@ -274,8 +274,8 @@ def _check_chosen(count: int) -> None:
     `CUDA_VISIBLE_DEVICES` has an abbreviated UUID: CUDA accepts that, vLLM does not."""
     if (rank := int(os.environ.get("LOCAL_RANK", "0"))) >= count:
         raise ValueError(
-            f"LOCAL_RANK is {rank}, and CUDA shows this process {count} card(s): start at most one process for each "
-            "card, and let each see all of them"
+            f"LOCAL_RANK is {rank}, and CUDA shows this process {count} card{'s' * (count != 1)}: start at most one "
+            "process for each card, and let each see all of them"
         )
     for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
         if name.strip().startswith("GPU-") and not WHOLE_UUID.fullmatch(name):

@@ -36,7 +36,6 @@ from evals.command import (
     print_table,
     quiet_libraries,
     settle_torch,
-    start_vllm,
 )
 from evals.policies import named_version, refuse_unserved
 from evals.protocol.base_commit import commit_to_read, other_base, revision_to_read
@@ -164,11 +163,7 @@ def main(
         print_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness shows a progress bar for every loop
         with stop.listening(), exclusive(output):
-            settle_torch()
-            quiet_libraries()
-            check_cards()
-            serving_precision(dtype, model, adapter=bool(options.adapters))
-            run(options, new_console(), start_vllm)
+            start(options)
     except Stopped:
         exit_with_error("stopped; an unfinished measurement is not kept", stop.exit_code)
     except EngineError as error:
@@ -179,6 +174,17 @@ def main(
         exit_with_error(
             f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1
         )
+
+
+def start(options: ForgettingOptions) -> None:
+    """Measure in this process."""
+    settle_torch()
+    quiet_libraries()
+    check_cards()
+    serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
+    from rollout.vllm import start_engine
+
+    run(options, new_console(), start_engine)
 
 
 def run(options: ForgettingOptions, console: Console, start_engine: StartEngine) -> None:

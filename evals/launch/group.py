@@ -62,14 +62,14 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return not missing
 
 
-def unjoined(environment: Mapping[str, str] = os.environ) -> str:
+def unjoined() -> str:
     """Says that MPI or Slurm started processes that do not know each other, and what makes them ranks of one run; empty
     for a process that was started alone or as a rank."""
-    found = next((name for name in TOGETHER if environment.get(name, "1") != "1"), None)
-    if found is None or "WORLD_SIZE" in environment:
+    found = next((name for name in TOGETHER if os.environ.get(name, "1") != "1"), None)
+    if found is None or "WORLD_SIZE" in os.environ:
         return ""
     return (
-        f"; {found} is {environment[found]}, and these processes are ranks of one run only if each is told RANK, "
+        f"; {found} is {os.environ[found]}, and these processes are ranks of one run only if each is told RANK, "
         "WORLD_SIZE, MASTER_ADDR and MASTER_PORT: start torchrun once on each machine, and it tells them"
     )
 

@@ -20,7 +20,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 class OptimConfig(Section):
     lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        description="Adam's learning rate. auto: chosen by rule (docs/choosing.md) and printed with its derivation."
+        description="Adam's learning rate. auto: chosen by rule (docs/choosing.md) and printed with its derivation; a "
+        "resumed run keeps its original value."
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.95), description="Adam's decay rates for the first and second moment."

@@ -129,7 +129,7 @@ SFT: Table = {
     ),
 }
 # If left at auto, or unset, a resumed run keeps the values that these were resolved to when it began.
-KEPT = ("model.dtype", "model.revision", "rollout.prompts_per_piece", "eval.prompts_per_piece")
+KEPT = ("model.dtype", "model.revision", "optim.lr", "rollout.prompts_per_piece", "eval.prompts_per_piece")
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 

@@ -82,7 +82,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.console.print("[bold]configuration[/bold]")
     check_hub(hub_items_of_config(config.model))
     config = settle_precision(config, ranks.device.type)
-    config = settle_card(settle_rate(config, console), ranks)
+    config = ranks.broadcast(settle_card(settle_rate(config, console), ranks))
     console.print_rows(settings_rows(config, ranks))
     check_hub(wanted_of_hub(small(config, Path())))
     console.console.print("[bold]self-test[/bold]")
@@ -105,14 +105,14 @@ def examine(config: Config, ranks: Ranks) -> bool:
 def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
     """Names and values of what the run would use, as far as known without loading weights."""
     from rl_engine.plan.card import sampler_line
-    from rl_engine.policy.attention import NAME as SHARED
+    from rl_engine.policy.attention import SHARED_PROMPT
     from rl_engine.policy.base_model import attention_of, layout_of
 
     cuda = ranks.device.type == "cuda"
     rollout, learner = config.rollout, config.learner
     layout = layout_of(config, ranks.device)
     attention = attention_of(config, ranks.device)
-    kernel = "plain products" if attention == SHARED else attention
+    kernel = "plain products" if attention == SHARED_PROMPT else attention
     offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
     return {
         "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",

@@ -19,8 +19,7 @@ from rl_engine.config import Config
 from rl_engine.learner.gap import GapLimits, SamplerGapError, gap_limits
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import restore_learner
-from rl_engine.plan.memory import PHASES, memory_of_run
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.memory import PHASES, check_fits, memory_of_run
 from rl_engine.run.console import RunConsole
 from rl_engine.run.memory import available
 from rl_engine.train.assemble import assemble

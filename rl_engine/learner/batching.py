@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_engine.policy.attention import NAME, PACKED_SHARED, PackedRows, SharedPrompts
+from rl_engine.policy.attention import PACKED_SHARED, SHARED_PROMPT, PackedRows, SharedPrompts
 from rl_engine.policy.micro_batch import MicroBatch
 
 
@@ -256,6 +256,6 @@ def _by_group(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
 LAYOUTS = {
     "padded": _Layout(_padded_rows, lambda samples: len(samples) * max(s.num_tokens for s in samples), _by_tokens),
     "packed": _Layout(_packed_rows, lambda samples: sum(s.num_tokens for s in samples), _by_tokens),
-    NAME: _Layout(_shared_rows, _shared_size, _by_completion),
+    SHARED_PROMPT: _Layout(_shared_rows, _shared_size, _by_completion),
     PACKED_SHARED: _Layout(_packed_shared_rows, _packed_shared_size, _by_group),
 }

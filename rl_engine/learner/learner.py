@@ -31,7 +31,7 @@ from rl_engine.policy.attention import SHARING
 from rl_engine.policy.base_model import LoadBase, layout_of, load_causal_lm
 from rl_engine.policy.compiled_layers import compile_layers, is_worth_compiling
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.methods import METHODS
+from rl_engine.policy.methods import load_policy
 from rl_engine.policy.micro_batch import MicroBatch
 
 # ZeRO-3 does not shard parameters smaller than this; every rank keeps them whole.
@@ -69,7 +69,7 @@ class Learner:
         """
         self.config = config
         self.ranks = ranks
-        self.trainable = METHODS[config.method](config, ranks.device, load)
+        self.trainable = load_policy(config, ranks.device, load)
         self.parameters = self.trainable.parameters
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)

@@ -20,7 +20,7 @@ def origin_of(group: RolloutGroup, index: int) -> str:
     return f"completion {index + 1} of problem {group.prompt.problem.id}"
 
 
-def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: float = 1.0) -> list[TrainingSample]:
+def training_samples(group: RolloutGroup, advantages: Sequence[float]) -> list[TrainingSample]:
     """A group's completions, each with its advantage."""
     return [
         TrainingSample(
@@ -28,7 +28,6 @@ def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: f
             completion_ids=completion.token_ids,
             behaviour_logprobs=completion.logprobs,
             advantage=advantage,
-            weight=weight,
             origin=origin_of(group, index),
         )
         for index, (completion, advantage) in enumerate(zip(group.completions, advantages, strict=True))

@@ -146,7 +146,8 @@ def speed_of(
     if measured_in is not None:
         return measured(measured_in, config, from_devices)
     if tokens_per_s is not None:
-        return Throughput.given(*tokens_per_s)
+        sampling, learning = tokens_per_s
+        return Throughput(sampling=sampling, learning=learning, source="given by --tokens-per-s")
     return None if card is None else DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
 
 
@@ -212,7 +213,7 @@ def show(
     made: Forecast, on_devices: list[DevicePlan], speed: Throughput | DataSheet | None, further: dict[str, str]
 ) -> None:
     """Print the plan."""
-    from rl_engine.plan.forecast import lines_of
+    from rl_engine.plan.lines import lines_of
     from rl_engine.run.console import RunConsole
 
     config = made.config
@@ -244,15 +245,16 @@ def rule_line(made: Forecast) -> str:
 
 def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
     """The capacity that supervised training on `tokens` tokens would need of the same adapter."""
-    from rl_engine.plan.capacity import supervised_bits
-    from rl_engine.plan.forecast import describe_capacity
+    from rl_engine.plan.capacity import capacity_of, supervised_bits
+    from rl_engine.plan.lines import describe_capacity
 
     if tokens is None:
         return {}
-    capacity = made.capacity_for(supervised_bits(tokens, loss_nats))
+    config, bits = made.config, supervised_bits(tokens, loss_nats)
+    capacity = capacity_of(made.meta_model, config.lora, config.method, bits)
     return {
         "supervised": f"{tokens:,} tokens, each seen once at {loss_nats:g} nats, teach at most "
-        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, made.config)}"
+        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, config)}"
     }
 
 

@@ -56,10 +56,15 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
     return config
 
 
-def settle_rate(config: C, console: RunConsole) -> C:
-    """The configuration with `auto` in `optim.lr` resolved by rule; prints the number and its derivation."""
+def settle_rate(config: C, console: RunConsole, *, resume: bool = False) -> C:
+    """The configuration with `auto` in `optim.lr` resolved by rule; prints the number and its derivation. A resumed run
+    keeps the rate it began with, also if it is to be longer."""
     if config.optim.lr != "auto":
         return config
+    begun = began_with(Path(config.output_dir), "optim", "lr") if resume else None
+    if isinstance(begun, int | float):
+        console.print_rows({"rate": f"{begun:.3g}, as the run began"})
+        return config.with_values("optim", lr=begun)
     rule: Rate = rate_of_run(config, load_model_config(config.model))
     console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
     return config.with_values("optim", lr=rule.value)
@@ -112,13 +117,7 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
 
 
 def settle_card(config: Config, ranks: Ranks) -> Config:
-    """`settle_on_card`, with rank 0's result on every rank: each looks at its own GPU, but all must run the same
-    configuration."""
-    return ranks.broadcast(settle_on_card(config, ranks))
-
-
-def settle_on_card(config: Config, ranks: Ranks) -> Config:
-    """`settle_share` for this rank's GPU; a CPU has nothing to share.
+    """`settle_share` for this rank's GPU; a CPU has nothing to share. All ranks must then run rank 0's configuration.
 
     Raises `ValueError` for a GPU that cannot compute in the run's precision.
     """

@@ -11,9 +11,8 @@ import torch
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.card import settle_on_card, settle_share
-from rl_engine.plan.memory import HEAP, PHASES, Memory, Part, estimate, heap_shares, memory_of_run
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.card import settle_card, settle_share
+from rl_engine.plan.memory import HEAP, PHASES, Memory, Part, estimate, heap_shares, memory_of_run, shortage
 from rl_engine.plan.sharing import groups_of
 from rl_engine.plan.sizes import Devices
 from rl_engine.policy.base_model import load_meta_model
@@ -43,7 +42,7 @@ class Place:
             room=available(ranks),
             on_gpu=ranks.device.type == "cuda",
             alone=lambda config: memory_of_run(config, ranks),
-            settle=lambda config: settle_on_card(config, ranks),
+            settle=lambda config: settle_card(config, ranks),
         )
 
     @classmethod
@@ -86,11 +85,7 @@ class Place:
 
     def has_room(self, configs: Sequence[Config], at_once: int) -> bool:
         """Whether `at_once` of the settled runs fit."""
-        try:
-            check_fits(self.together(configs, at_once), self.room)
-        except ConfigError:
-            return False
-        return True
+        return not shortage(self.together(configs, at_once), self.room)
 
 
 def settle_together(configs: Sequence[Config], place: Place, wanted: int | None) -> tuple[list[Config], int]:
@@ -106,12 +101,10 @@ def settle_together(configs: Sequence[Config], place: Place, wanted: int | None)
 
 def check_together(configs: Sequence[Config], place: Place, at_once: int) -> None:
     """Raise `ConfigError` if `at_once` of the settled runs do not fit."""
-    try:
-        check_fits(place.together(configs, at_once), place.room)
-    except ConfigError as error:
-        if at_once == 1:
-            raise
-        raise ConfigError(f"{at_once} runs together: {error}; or let fewer run at once: --together") from error
+    if why := shortage(place.together(configs, at_once), place.room):
+        raise ConfigError(
+            why if at_once == 1 else f"{at_once} runs together: {why}; or let fewer run at once: --together"
+        )
 
 
 def lines_together(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
@@ -131,10 +124,9 @@ def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list
     places = [Place.on(each) for each in devices] or [Place.here(Ranks(0, 1, torch.device("cpu")))]
     shown: list[dict[str, str]] = []
     for group in groups_of(configs):
-        runs = [cell.config for cell in group.cells]
         names = {"runs": ", ".join(cell.name for cell in group.cells), **dict.fromkeys(group.apart, "")}
         for place in places if group.alone is None else ():
-            settled, at_once = settle_together(runs, place, None)
+            settled, at_once = settle_together(group.configs, place, None)
             try:
                 check_together(settled, place, at_once)
                 lines = lines_together(settled, place, at_once)

@@ -11,10 +11,9 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_share
 from rl_engine.plan.forecast import Forecast
-from rl_engine.plan.memory import Memory, estimate
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.memory import Memory, estimate, shortage
 from rl_engine.plan.sizes import Devices, Widths
-from rl_engine.plan.step_time import DataSheet, GpuSampler, StepTime, Throughput, most_per_device
+from rl_engine.plan.step_time import DataSheet, GpuSampler, StepTime, Throughput
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.memory import GIB, Available, available
 
@@ -52,15 +51,16 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
     room = Available(device_gib=devices.gib, host_gib=math.inf)
     widths = Widths.of(made.meta_model)
     sampler = GpuSampler.of(config, made.total, devices.gib)
-    groups = most_per_device(work.groups, devices.count)
+    groups = math.ceil(work.groups / devices.count)
     concurrent = min(groups * work.completions, sampler.concurrent_sequences(config, widths, work))
-    refusals = _refusals(memory, room)
+    short = shortage(memory, room)
+    refusals = [short] if short else []
     if concurrent == 0:
         length = work.prompt_tokens + work.completion_tokens
         one = widths.sequence_bytes(length, DTYPES[config.model.precision].itemsize)
-        refusals += (
+        refusals.append(
             f"one sequence needs {one / GIB:.2f} GiB of KV cache, and the sampler has {sampler.kv_cache:.2f} GiB beside"
-            f" the weights: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
+            f" the weights: raise rollout.memory_fraction, which is {config.rollout.card_share:g}"
         )
     if refusals or speed is None:
         time = None
@@ -73,7 +73,7 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
         count=devices.count,
         memory=memory,
         room=room,
-        refusals=refusals,
+        refusals=tuple(refusals),
         sampler=sampler,
         sleeps=config.rollout.sleep is True,
         concurrent_sequences=concurrent,
@@ -92,13 +92,14 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
         raise ConfigError("--card gives a GPU's data sheet, and the plan is for a CPU: add --devices, as 1x80")
     memory = estimate(made.config, made.meta_model, 1)
     room = available(Ranks(0, 1, torch.device("cpu")))
+    short = shortage(memory, room)
     work = made.work
     return DevicePlan(
         title="this machine",
         count=1,
         memory=memory,
         room=room,
-        refusals=_refusals(memory, room),
+        refusals=(short,) if short else (),
         sampler=None,
         sleeps=False,
         concurrent_sequences=min(made.config.rollout.max_num_seqs, work.episodes),
@@ -106,12 +107,3 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
         idle=0,
         time=speed.predict(work, Devices(count=1, gib=room.device_gib)) if speed else None,
     )
-
-
-def _refusals(memory: Memory, room: Available) -> tuple[str, ...]:
-    """Why the memory is not enough; empty if it is."""
-    try:
-        check_fits(memory, room)
-    except ConfigError as error:
-        return (str(error),)
-    return ()

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import kept_values, trainable_parameters
 from rl_engine.plan.sizes import Widths
-from rl_engine.policy.attention import NAME as SHARED
-from rl_engine.policy.attention import VARLEN, sees_padding
+from rl_engine.policy.attention import SHARED_PROMPT, VARLEN, sees_padding
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
 from rl_engine.policy.lora.targets import match_targets, trains_head
-from rl_engine.run.memory import GIB
+from rl_engine.run.memory import GIB, Available
 from rollout.engine import smallest_allowed_rank
 
 FP32 = 4
@@ -51,6 +51,8 @@ SAMPLER_LOGITS = 5
 # Largest size, in elements, of the float32 buffer through which DeepSpeed reduces gradients; on a CPU only the part in
 # use takes memory.
 ZERO_BUCKET = 500_000_000
+WORTH_NAMING = 0.01
+"""Share of a phase's memory below which changing a part's settings would not help."""
 # vLLM's smallest token budget for prefill here (`rollout/vllm/engine.py`); its activations are a few rows wide.
 PREFILL_TOKENS = 8192
 
@@ -114,7 +116,7 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
         "flash_attention_2": 0,
         "sdpa": size,
         "eager": size + widths.heads * (FP32 + size),
-        SHARED: widths.heads * size,
+        SHARED_PROMPT: widths.heads * size,
     }[attention]
     attended = 4 * size * heads + FP32 * widths.heads + row * of_a_position
     return norms + inputs + attended + 4 * size * widths.intermediate
@@ -238,7 +240,7 @@ def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> 
     """The attention name for which `layer_bytes` counts as much as this one keeps: torch's fused kernels keep nothing
     that is quadratic in the row, as long as there is no mask."""
     if attention == VARLEN:
-        return "flash_attention_2" if cuda else SHARED
+        return "flash_attention_2" if cuda else SHARED_PROMPT
     unmasked = attention == "sdpa" and layout == "padded" and not sees_padding(meta_model.config)
     return "flash_attention_2" if unmasked else attention
 
@@ -368,3 +370,29 @@ def memory_of_run(config: Config, ranks: Ranks) -> Memory:
     if ranks.device.type == "cuda":
         gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
     return estimate(config, load_meta_model(config.model), ranks.count, gpu_gib=gpu_gib)
+
+
+def check_fits(memory: Memory, available: Available) -> None:
+    """Raise `ConfigError` if a phase needs more than is available."""
+    if why := shortage(memory, available):
+        raise ConfigError(why)
+
+
+def shortage(memory: Memory, available: Available) -> str:
+    """The phase that needs more than is available, its largest part and what helps; empty if there is none."""
+    for on_host, room in ((False, available.device_gib), (True, available.host_gib)):
+        phase = max(PHASES, key=lambda name: memory.needed(name, on_host=on_host))
+        needed = memory.needed(phase, on_host=on_host)
+        if needed <= room:
+            continue
+        held = memory.held(phase, on_host=on_host)
+        keys = list(dict.fromkeys(key for part in held if part.gib > WORTH_NAMING * needed for key in part.keys))
+        where = "of host memory" if on_host else "of memory"
+        return (
+            f"this run would need about {needed:.1f} GiB {where} on each rank in its {phase} phase, and "
+            f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
+            + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
+            + f". To need less, {'change ' + ', '.join(keys) if keys else 'take a smaller model'}; "
+            "--dry-run shows every part"
+        )
+    return ""

@@ -6,7 +6,7 @@ Imports neither torch nor vllm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SHARED = (
 """Besides `model.name`, the keys that must be equal to share one base model and one sampler."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class NamedConfig:
     """One run among several."""
 
@@ -41,6 +41,15 @@ class Group:
     alone: str | None = None
     apart: list[str] = field(default_factory=list)
     """Why its cells are not in an earlier group, as text for the user."""
+
+    @property
+    def configs(self) -> list[Config]:
+        return [cell.config for cell in self.cells]
+
+    def resolved(self, configs: Sequence[Config]) -> Group:
+        """The same group with these configurations of its cells."""
+        cells = [replace(cell, config=config) for cell, config in zip(self.cells, configs, strict=True)]
+        return replace(self, cells=cells)
 
 
 def why_alone(config: Config) -> str | None:

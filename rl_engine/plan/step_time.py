@@ -22,11 +22,6 @@ from rl_engine.run.records import read_metrics
 from rl_engine.run.trained_adapter import read_configuration
 
 
-def most_per_device(items: int, devices: int) -> int:
-    """Number of items on the device that is dealt the most."""
-    return math.ceil(items / devices)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
     """Predicted seconds of one step."""
@@ -52,14 +47,10 @@ class Throughput:
     completion_tokens: int | None = None
     """Mean completion length in the same measurement."""
 
-    @classmethod
-    def given(cls, sampling: float, learning: float) -> Throughput:
-        return cls(sampling=sampling, learning=learning, source="given by --tokens-per-s")
-
     def predict(self, work: Workload, devices: Devices) -> StepTime:
         tokens = work.episodes * work.completion_tokens
-        sampled_share = most_per_device(work.groups, devices.count) / work.groups
-        learned_share = most_per_device(work.episodes, devices.count) / work.episodes
+        sampled_share = math.ceil(work.groups / devices.count) / work.groups
+        learned_share = math.ceil(work.episodes / devices.count) / work.episodes
         return StepTime(
             sampling_s=tokens * sampled_share / self.sampling,
             learning_s=tokens * learned_share / self.learning,
@@ -98,7 +89,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
         sampling=tokens / mean("time/rollout_s") / devices,
         learning=tokens / mean("time/learn_s") / devices,
         other_s=mean("time/grade_s") + mean("time/sync_s"),
-        source=f"measured in {run}, {len(steps)} steps on {devices} device(s)",
+        source=f"measured in {run}, {len(steps)} steps on {devices} device{'s' * (devices > 1)}",
         completion_tokens=round(mean("completion/tokens_mean")),
     )
 
@@ -138,7 +129,7 @@ class DataSheet:
         takes longer. No engine is faster; how much slower it is must be measured.
         """
         per_s = self.tflops * 1e12 * self.mfu
-        rows = most_per_device(work.groups, devices.count) * work.completions
+        rows = math.ceil(work.groups / devices.count) * work.completions
         concurrent = min(rows, sampler.concurrent_sequences(config, widths, work))
         context = work.prompt_tokens + work.completion_tokens / 2
         one = widths.sequence_bytes(context, DTYPES[config.model.precision].itemsize)
@@ -147,7 +138,7 @@ class DataSheet:
             read / (self.tb_per_s * 1e12),
             concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,
         )
-        learned_share = most_per_device(work.episodes, devices.count) / work.episodes
+        learned_share = math.ceil(work.episodes / devices.count) / work.episodes
         return StepTime(
             sampling_s=token_s * work.completion_tokens * rows / concurrent,
             learning_s=(flops.learning + flops.recomputed) * learned_share / per_s,

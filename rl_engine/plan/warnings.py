@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from rl_engine.config import Config
 from rl_engine.config.starts import STARTS
-from rl_engine.plan.capacity import Capacity
+from rl_engine.plan.forecast import Forecast
 from rl_engine.plan.learning_rate import (
     ALPHA,
     LORA_RATIO,
@@ -16,6 +14,8 @@ from rl_engine.plan.learning_rate import (
     RL_HIGHEST,
     RL_LOWEST,
 )
+from rl_engine.policy.lora.targets import layers_below_rank
+from rollout.servable import context_length
 from rollout.work_items import piece_size, pieces_of
 
 # Updates between sampling and learning above which an unbounded ratio gets a warning. At two, measured here, training
@@ -24,36 +24,10 @@ MANY_UPDATES = 4
 MANY_STALE = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRun:
-    """What the warnings are based on."""
-
-    config: Config
-    rate: float
-    """The learning rate of the run."""
-    hidden: int
-    context: int
-    """Context length of the model."""
-    groups: frozenset[str]
-    """Kinds of layers that are trained."""
-    capacity: Capacity
-    below_rank: Mapping[str, int]
-    """See `layers_below_rank`."""
-
-    @property
-    def is_lora(self) -> bool:
-        return self.config.method == "lora"
-
-    @property
-    def has_no_rule(self) -> bool:
-        """Whether no recipe's learning rate applies to this run."""
-        return self.is_lora and self.config.lora.is_tiny
-
-
-def batch_large_for_lora(run: PlannedRun) -> str | None:
-    config = run.config
+def batch_large_for_lora(made: Forecast) -> str | None:
+    config = made.config
     episodes = config.completions_per_step // config.learner.updates_per_step
-    if not run.is_lora or episodes <= RL_COMPLETIONS:
+    if not made.is_lora or episodes <= RL_COMPLETIONS:
         return None
     return (
         f"{episodes:,} completions per update are more than in any recipe here ({RL_COMPLETIONS:,}). LoRA loses more "
@@ -62,31 +36,31 @@ def batch_large_for_lora(run: PlannedRun) -> str | None:
     )
 
 
-def rate_of_the_other_method(run: PlannedRun) -> str | None:
+def rate_of_the_other_method(made: Forecast) -> str | None:
     """The recipes' range is for 8B models. Small models take higher rates, so they are only warned about low ones."""
     bounds = f"{RL_LOWEST:g} … {RL_HIGHEST:g}"
-    if run.has_no_rule:
+    if made.rule is None:
         return None
-    if run.is_lora and run.rate < RL_LOWEST:
+    if made.is_lora and made.rate < RL_LOWEST:
         return (
-            f"optim.lr {run.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
+            f"optim.lr {made.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
             f"wants about {LORA_RATIO} times that"
         )
-    if run.hidden < REFERENCE_HIDDEN:
+    if made.text_config.hidden_size < REFERENCE_HIDDEN:
         return None
-    if run.is_lora and run.rate > RL_HIGHEST:
-        return f"optim.lr {run.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
-    if not run.is_lora and run.rate > RL_HIGHEST / LORA_RATIO:
+    if made.is_lora and made.rate > RL_HIGHEST:
+        return f"optim.lr {made.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
+    if not made.is_lora and made.rate > RL_HIGHEST / LORA_RATIO:
         return (
-            f"optim.lr {run.rate:g} is a LoRA rate: full fine-tuning needs about a tenth, at most "
+            f"optim.lr {made.rate:g} is a LoRA rate: full fine-tuning needs about a tenth, at most "
             f"{RL_HIGHEST / LORA_RATIO:g}"
         )
     return None
 
 
-def alpha_moved(run: PlannedRun) -> str | None:
-    alpha = run.config.lora.alpha
-    if not run.is_lora or run.has_no_rule or alpha == ALPHA:
+def alpha_moved(made: Forecast) -> str | None:
+    alpha = made.config.lora.alpha
+    if not made.is_lora or made.rule is None or alpha == ALPHA:
         return None
     return (
         f"lora.alpha is {alpha:g}, and the rates are for {ALPHA:g}: the first updates are {alpha / ALPHA:.3g} times as "
@@ -94,18 +68,18 @@ def alpha_moved(run: PlannedRun) -> str | None:
     )
 
 
-def attention_alone(run: PlannedRun) -> str | None:
-    if not run.is_lora or "mlp" in run.groups or "attention" not in run.groups:
+def attention_alone(made: Forecast) -> str | None:
+    if not made.is_lora or "mlp" in made.groups or "attention" not in made.groups:
         return None
     return (
-        f"lora.targets {run.config.lora.targets!r} leaves out the MLPs, where LoRA gains most: attention alone is "
+        f"lora.targets {made.config.lora.targets!r} leaves out the MLPs, where LoRA gains most: attention alone is "
         "worse at the same number of parameters; use all"
     )
 
 
-def decomposed_start(run: PlannedRun) -> str | None:
-    start = run.config.lora.init
-    if not run.is_lora or STARTS[start].served != "converted":
+def decomposed_start(made: Forecast) -> str | None:
+    start = made.config.lora.init
+    if not made.is_lora or STARTS[start].served != "converted":
         return None
     return (
         f"lora.init {start} starts from a decomposition of the weights: such adapters are reported to collapse under "
@@ -113,31 +87,32 @@ def decomposed_start(run: PlannedRun) -> str | None:
     )
 
 
-def too_small_for_the_run(run: PlannedRun) -> str | None:
-    capacity = run.capacity
-    if not run.is_lora or capacity.information_bits <= capacity.bits:
+def too_small_for_the_run(made: Forecast) -> str | None:
+    capacity = made.capacity
+    if not made.is_lora or capacity.information_bits <= capacity.bits:
         return None
     enough = "no rank up to 512" if capacity.rank is None else f"rank {capacity.rank}"
-    lora = run.config.lora
+    lora = made.config.lora
     own = f"rank {lora.rank}"
     if lora.is_tiny:
         own, enough = f"lora.numbers {lora.numbers}", f"of plain adapters {enough}"
     return f"the run may teach {capacity.share:.1f} times what {own} can hold; {enough} holds it all"
 
 
-def rank_above_a_layer(run: PlannedRun) -> str | None:
-    if not run.below_rank:
+def rank_above_a_layer(made: Forecast) -> str | None:
+    below = layers_below_rank(made.meta_model, made.config.lora) if made.is_lora else {}
+    if not below:
         return None
-    path, side = min(run.below_rank.items(), key=lambda layer: layer[1])
+    path, side = min(below.items(), key=lambda layer: layer[1])
     return (
-        f"the rank is higher than {len(run.below_rank)} layers are wide ({path} has {side} at its smaller side): an "
+        f"the rank is higher than {len(below)} layers are wide ({path} has {side} at its smaller side): an "
         f"update cannot use more, so give lora.rank={side}, or those layers less in lora.rank_pattern"
     )
 
 
-def reinforce_moves_on(run: PlannedRun) -> str | None:
-    updates = run.config.learner.updates
-    if run.config.loss.name != "reinforce" or updates == 1:
+def reinforce_moves_on(made: Forecast) -> str | None:
+    updates = made.config.learner.updates
+    if made.config.loss.name != "reinforce" or updates == 1:
         return None
     return (
         f"loss.name reinforce makes {updates} updates from a step's completions without correcting for their age: "
@@ -145,9 +120,9 @@ def reinforce_moves_on(run: PlannedRun) -> str | None:
     )
 
 
-def ratio_without_bounds(run: PlannedRun) -> str | None:
+def ratio_without_bounds(made: Forecast) -> str | None:
     """The ratios spread with each update since the tokens were sampled, and nothing bounds them."""
-    loss, updates, staleness = run.config.loss, run.config.learner.updates, run.config.rollout.max_staleness
+    loss, updates, staleness = made.config.loss, made.config.learner.updates, made.config.rollout.max_staleness
     if loss.name != "importance_sampling" or loss.correction != "none":
         return None
     if updates <= MANY_UPDATES and staleness <= MANY_STALE:
@@ -160,18 +135,18 @@ def ratio_without_bounds(run: PlannedRun) -> str | None:
     )
 
 
-def longer_than_the_context(run: PlannedRun) -> str | None:
-    data, sampling = run.config.data, run.config.sampling
-    if run.config.longest_sequence <= run.context:
+def longer_than_the_context(made: Forecast) -> str | None:
+    data, sampling, context = made.config.data, made.config.sampling, context_length(made.text_config)
+    if made.config.longest_sequence <= context:
         return None
     return (
         f"a prompt of {data.max_prompt_tokens:,} and a completion of {sampling.max_tokens:,} tokens are longer than "
-        f"the model's context of {run.context:,}: lower data.max_prompt_tokens or sampling.max_tokens"
+        f"the model's context of {context:,}: lower data.max_prompt_tokens or sampling.max_tokens"
     )
 
 
-def idle_workers(run: PlannedRun) -> str | None:
-    config, rollout = run.config, run.config.rollout
+def idle_workers(made: Forecast) -> str | None:
+    config, rollout = made.config, made.config.rollout
     if rollout.placement != "ray" or rollout.workers == "max":
         return None
     step, piece = config.train.problems_per_step, config.training_piece
@@ -188,7 +163,7 @@ def idle_workers(run: PlannedRun) -> str | None:
     return f"{idle}: raise train.problems_per_step, which is {step:,}, or lower rollout.workers"
 
 
-WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
+WARNINGS: dict[str, Callable[[Forecast], str | None]] = {
     "batch": batch_large_for_lora,
     "rate": rate_of_the_other_method,
     "alpha": alpha_moved,
@@ -204,7 +179,7 @@ WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
 """Name → function that returns the warning's text, or None if there is nothing to warn about."""
 
 
-def warnings_of(run: PlannedRun) -> dict[str, str]:
+def warnings_of(made: Forecast) -> dict[str, str]:
     """The warnings that apply, by name."""
-    texts = {name: warn(run) for name, warn in WARNINGS.items()}
+    texts = {name: warn(made) for name, warn in WARNINGS.items()}
     return {name: text for name, text in texts.items() if text is not None}

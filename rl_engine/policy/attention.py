@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from rl_engine.config.file import ConfigError
 
-NAME = "shared_prompt"
+SHARED_PROMPT = "shared_prompt"
 # transformers architectures with plain causal attention and rotary positions that are passed in, as long as no layer
 # uses a sliding window. tests/policy/test_packed_attention.py compares each of them with one row per sample.
 MODEL_TYPES = frozenset(
@@ -162,32 +162,9 @@ def positions_after(count: int, device: torch.device) -> Tensor:
     return torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
 
 
-def shared_prompt_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    layout: SharedPrompts,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention function for transformers' attention interface, over a row of shared prompts: prompts attend to
-    themselves, completions to their prompt and to themselves.
-
-    Args:
-        module: the attention layer; not used.
-        query: [1, heads, T, D].
-        key: [1, kv heads, T, D].
-        value: as key.
-        attention_mask: not used; none is built for this layout.
-        scaling: factor on the scores.
-        layout: which positions of T are prompts and completions.
-
-    Returns:
-        ([1, T, heads, D], None).
-    """
+def shared_prompt_attention(query: Tensor, key: Tensor, value: Tensor, layout: SharedPrompts, scaling: float) -> Tensor:
+    """`attention_of_layout` over a row of shared prompts: prompts attend to themselves, completions to their prompt and
+    to themselves."""
     q_prompt, q_own = _blocks(query, layout)
     k_prompt, k_own = _blocks(key, layout)
     v_prompt, v_own = _blocks(value, layout)
@@ -205,10 +182,7 @@ def shared_prompt_attention(
         scaling,
     )
     rows = [block.transpose(1, 2).flatten(0, 1) for block in (of_prompts, of_completions)]
-    return torch.cat(rows)[None], None
-
-
-AttentionInterface.register(NAME, shared_prompt_attention)
+    return torch.cat(rows)
 
 
 # Attention over samples packed end to end in one row. On CUDA this is torch's variable-length kernel, which is flash
@@ -226,7 +200,7 @@ CAPABILITY = (8, 0)
 
 PACKED_SHARED = "packed_shared"
 """The layout of a packed row that holds every prompt once."""
-SHARING = (NAME, PACKED_SHARED)
+SHARING = (SHARED_PROMPT, PACKED_SHARED)
 """The layouts that compute a group's prompt only once."""
 
 
@@ -318,7 +292,17 @@ def by_kernel(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, sca
     return output  # type: ignore[no-any-return]
 
 
-def packed_attention(
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedRows, scaling: float) -> Tensor:
+    """`attention_of_layout` over a row of packed pieces."""
+    compute = by_products if query.device.type == "cpu" else by_kernel
+    q_THD, k_KHD, v_KHD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if layout.keys_K is not None:
+        # In float32, so that the gradients a prompt's keys receive from all its completions are summed in float32.
+        k_KHD, v_KHD = (x_THD.float().index_select(0, layout.keys_K).to(x_THD.dtype) for x_THD in (k_KHD, v_KHD))
+    return compute(q_THD, k_KHD, v_KHD, layout, scaling)
+
+
+def attention_of_layout(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -326,29 +310,27 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    layout: PackedRows,
+    layout: SharedPrompts | PackedRows,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers' attention interface, over a row of packed pieces.
+    """Attention function for transformers' attention interface, over a row that several samples share.
 
     Args:
         module: the attention layer; not used.
         query: [1, heads, T, D].
         key: [1, kv heads, T, D].
         value: as key.
-        attention_mask: not used; none is built for this layout.
+        attention_mask: not used; none is built for these layouts.
         scaling: factor on the scores.
-        layout: where the pieces are.
+        layout: which positions of T belong to what.
 
     Returns:
         ([1, T, heads, D], None).
     """
-    compute = by_products if query.device.type == "cpu" else by_kernel
-    q_THD, k_KHD, v_KHD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if layout.keys_K is not None:
-        # In float32, so that the gradients a prompt's keys receive from all its completions are summed in float32.
-        k_KHD, v_KHD = (x_THD.float().index_select(0, layout.keys_K).to(x_THD.dtype) for x_THD in (k_KHD, v_KHD))
-    return compute(q_THD, k_KHD, v_KHD, layout, scaling)[None], None
+    if isinstance(layout, SharedPrompts):
+        return shared_prompt_attention(query, key, value, layout, scaling)[None], None
+    return packed_attention(query, key, value, layout, scaling)[None], None
 
 
-AttentionInterface.register(VARLEN, packed_attention)
+AttentionInterface.register(SHARED_PROMPT, attention_of_layout)
+AttentionInterface.register(VARLEN, attention_of_layout)

@@ -22,8 +22,8 @@ from rl_engine.policy.attention import (
     CAPABILITY,
     HEAD_STEP,
     LARGEST_HEAD,
-    NAME,
     PACKED_SHARED,
+    SHARED_PROMPT,
     SHARING,
     VARLEN,
     check_packable,
@@ -222,24 +222,24 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
     plain = has_plain_attention(model_config)
-    if config.learner.layout == NAME:
+    if config.learner.layout == SHARED_PROMPT:
         if not plain:
             raise ConfigError(
-                f"learner.layout is {NAME}, which does not support the attention layers of this "
+                f"learner.layout is {SHARED_PROMPT}, which does not support the attention layers of this "
                 f"{model_config.model_type} model: give learner.layout=padded"
             )
         if device_type == "cpu":
-            return NAME
+            return SHARED_PROMPT
         if not is_computed(model_config, config.model.dtype, device_type):
             raise ConfigError(
-                f"learner.layout is {NAME}, which on CUDA needs model.dtype bfloat16, a card of compute capability "
-                f"{CAPABILITY[0]} or newer and a head size of at most {LARGEST_HEAD}, a multiple of {HEAD_STEP}: give "
-                "learner.layout=padded or auto"
+                f"learner.layout is {SHARED_PROMPT}, which on CUDA needs model.dtype bfloat16, a card of compute "
+                f"capability {CAPABILITY[0]} or newer and a head size of at most {LARGEST_HEAD}, a multiple of "
+                f"{HEAD_STEP}: give learner.layout=padded or auto"
             )
         return PACKED_SHARED
     if device_type == "cpu":
         short = config.longest_sequence <= LONGEST_SHARED
-        return NAME if plain and short else "padded"
+        return SHARED_PROMPT if plain and short else "padded"
     own = choose_attention(config, "packed", model_config, device_type) == VARLEN
     return "packed" if own else "padded"
 
@@ -264,7 +264,7 @@ def choose_attention(config: Config, layout: str, model_config: Any, device_type
     """The attention implementation for a layout. Shared prompts have their own, and so do packed samples if the
     configuration says sdpa, which would need a mask to separate them."""
     if layout in SHARING:
-        return NAME if layout == NAME else VARLEN
+        return SHARED_PROMPT if layout == SHARED_PROMPT else VARLEN
     packed = layout == "packed" and config.learner.attention == "sdpa"
     if packed and is_computed(model_config, config.model.dtype, device_type):
         return VARLEN

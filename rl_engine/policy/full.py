@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,16 +19,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from rl_engine.config import Config
-from rl_engine.policy.base_model import DTYPES, LoadBase, load_causal_lm, published_config
+from rl_engine.config.sft import SftConfig
+from rl_engine.policy.base_model import DTYPES, published_config
 from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.trainable import LogprobFunction
 from rollout.models import locate_model, read_tokenizer
 
-if TYPE_CHECKING:
-    from rl_engine.policy.trainable import LogprobFunction
-
 WEIGHTS = "model.safetensors"
-MANIFEST_ENTRIES = {"kind": "full", "rank": 0, "weights": WEIGHTS}
-"""What the manifest of every version says."""
 
 
 class _Cast(nn.Module):
@@ -55,12 +52,6 @@ def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
         name.replace("parametrizations.", "").removesuffix(".original"): parameter
         for name, parameter in model.named_parameters()
     }
-
-
-def describe(parameters: dict[str, nn.Parameter]) -> str:
-    """What is trained, for the console."""
-    count = sum(parameter.numel() for parameter in parameters.values())
-    return f"full fine-tuning, all {count:,} parameters, float32 masters"
 
 
 def write_model(directory: Path, model: Any, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
@@ -94,20 +85,18 @@ def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
 class FullPolicy:
     """All weights of the model and, if there is a KL penalty, a frozen copy of the base model."""
 
-    def __init__(self, config: Config, device: torch.device, load: LoadBase = load_causal_lm) -> None:
-        """`load` loads the frozen copy; the trained weights are never shared."""
+    def __init__(self, config: Config | SftConfig, causal_lm: Any, base: LogprobModel | None = None) -> None:
+        """`causal_lm`: the model in float32. `base`: the frozen copy."""
         self._config = config
-        self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
-        compute_in(self.causal_lm, DTYPES[config.model.precision])
-        self.parameters = masters_of(self.causal_lm)
-        self.has_base = config.loss.kl_coef > 0
-        self._base: Any = None
-        if self.has_base:
-            frozen = load(config, device).requires_grad_(False)
-            self._base = LogprobModel(frozen, config.sampling.temperature)
+        self.model = self.causal_lm = causal_lm
+        compute_in(causal_lm, DTYPES[config.model.precision])
+        self.parameters = masters_of(causal_lm)
+        self.has_base = base is not None
+        self._base: Any = base
 
     def describe(self) -> str:
-        return describe(self.parameters)
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        return f"full fine-tuning, all {count:,} parameters, float32 masters"
 
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         return [(1.0, list(self.parameters.values()))]
@@ -126,11 +115,12 @@ class FullPolicy:
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return []
 
-    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+    def write(self, directory: Path, tensors: dict[str, Tensor], chat_template: str | None = None) -> None:
         """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
         tokenizer = read_tokenizer(source, self._config.model.revision)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
         write_model(directory, self.causal_lm, tensors, published_config(self._config.model), tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:
-        return MANIFEST_ENTRIES
+        return {"kind": "full", "rank": 0, "weights": WEIGHTS}

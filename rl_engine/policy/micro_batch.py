@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_engine.policy.attention import NAME, VARLEN, PackedRows, SharedPrompts, sees_padding
+from rl_engine.policy.attention import SHARED_PROMPT, VARLEN, PackedRows, SharedPrompts, sees_padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class MicroBatch:
             "position_ids": self.position_ids_BT,
         }
         # transformers' own attention separates samples by the restarting position ids.
-        reads_layout = model_config._attn_implementation in (NAME, VARLEN)
+        reads_layout = model_config._attn_implementation in (SHARED_PROMPT, VARLEN)
         return {**inputs, "layout": self.layout} if reads_layout else inputs
 
     def to(self, device: torch.device) -> MicroBatch:

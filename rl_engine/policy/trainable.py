@@ -18,7 +18,10 @@ LogprobFunction = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 class TrainablePolicy(Protocol):
     """A causal language model, which of its parameters are trained, and how they are published."""
 
+    model: Any
+    """The module to call: transformers' model, or PEFT's wrapper around it."""
     causal_lm: Any
+    """transformers' model itself."""
     parameters: dict[str, nn.Parameter]
     """The trainable parameters, float32, by published name."""
     has_base: bool
@@ -50,8 +53,9 @@ class TrainablePolicy(Protocol):
         """(module, parameter) pairs in which the module's forward pass reads a parameter of another module."""
         ...
 
-    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """Write a version from float32 tensors on the CPU, gathered from all ranks."""
+    def write(self, directory: Path, tensors: dict[str, Tensor], chat_template: str | None = None) -> None:
+        """Write a version from float32 tensors on the CPU, gathered from all ranks. `chat_template`: the text of the
+        one that it is trained with, if that is not the model's own."""
         ...
 
     def manifest_entries(self) -> dict[str, Any]:

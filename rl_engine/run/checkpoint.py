@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ log = logging.getLogger(__name__)
 TENSORS = "learner.safetensors"
 STATE = "state.json"
 RNG = "rng.torch"
+"""Name of torch's random state among the tensors; building a run draws from it, so it is restored last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +125,6 @@ def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dic
             "output_dir on a file system that all ranks share"
         )
     return found
-
-
-def restore_rng(tensors: Mapping[str, Tensor]) -> None:
-    """Restore torch's random state. Call it after everything is built, since building draws random numbers too."""
-    torch.set_rng_state(tensors[RNG])
 
 
 def _read_state(path: Path) -> RunState:

@@ -87,10 +87,7 @@ def is_installed(package: str) -> bool:
 
 
 def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) -> None:
-    """Check that the output directory is writable and that no other run is or works in it.
-
-    The value of `lr: auto` is not known here, so it cannot be compared with that of a run to be resumed.
-    """
+    """Check that the output directory is writable and that no other run is or works in it."""
     run = Path(config.output_dir)
     check_writable(run, "output_dir")
     refuse_place(run)
@@ -98,5 +95,5 @@ def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) ->
     if overwrite:
         refuse_unmarked(run)
         refuse_mount(run)
-    if not overwrite and not (resume and config.optim.lr == "auto"):
+    else:
         check_output(config, resume=resume)

@@ -264,9 +264,7 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
         return False
     except OSError:  # not readable now, which says nothing about the checkpoints
         found = []
-    # auto was resolved to the recorded number.
-    refused = [change for change in found if change.is_refused and change.new != "auto"]
-    return not refused and bool(numbered(run / CHECKPOINTS, "step"))
+    return not any(change.is_refused for change in found) and bool(numbered(run / CHECKPOINTS, "step"))
 
 
 def begins(config: Config | SftConfig, *, resume: bool) -> bool:

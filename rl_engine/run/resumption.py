@@ -121,11 +121,8 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
     refused = [change for change in found if change.is_refused]
     if not refused:
         return
-    hint = ""
-    if {"optim.lr", "train.steps"} <= {change.key for change in found}:
-        hint = "; optim.lr=auto depends on train.steps: give optim.lr its old value"
     raise ConfigError(
-        f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{hint}. Give what it was, "
+        f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}. Give what it was, "
         "or another output_dir; --overwrite starts over"
     )
 

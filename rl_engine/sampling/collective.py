@@ -32,10 +32,16 @@ def together(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
 
 def leave_if_asked(ranks: Ranks, stop: StopRequest) -> None:
     """Raises `Stopped` on every rank when any was asked to stop."""
+    if asked_anywhere(ranks, stop):
+        raise Stopped
+
+
+def asked_anywhere(ranks: Ranks, stop: StopRequest) -> bool:
+    """Whether any rank was asked to stop; all ranks get the same answer, and take over the request."""
     number = stop.signum or 0
     if ranks.count > 1:
         # The reduced value decides: a signal that arrives from now on counts at the next check.
         number = int(ranks.max(torch.tensor(float(number), device=ranks.device)))
     if number:
         stop.record(number)
-        raise Stopped
+    return bool(number)

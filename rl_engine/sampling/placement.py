@@ -20,6 +20,7 @@ from rollout.models import locate_model
 from rollout.pool.cards import visible_cards
 from rollout.pool.environment import prepare_ray
 from rollout.stopping import StopRequest
+from rollout.vllm import start_engine
 
 
 def start_queue(
@@ -60,8 +61,6 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
     """On a CPU, batches are sampled as a whole, which is reproducible bit for bit. A GPU is not reproducible anyway, so
     requests are streamed and none waits for a batch."""
     rollout = config.rollout
-    from rollout.vllm import start_engine
-
     sleep = rollout.sleep is True and ranks.device.type == "cuda"
     engine = start_engine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
     queue = StreamingQueue if ranks.device.type == "cuda" else LocalQueue
@@ -75,8 +74,6 @@ def start_shared_engine(
 
     It sleeps while a learner works only if one run has it to itself; otherwise other runs may be sampling.
     """
-    from rollout.vllm import start_engine
-
     first, *_ = configs  # all have the same sampler settings (`rl_engine/plan/concurrent.py`)
     sleep = first.rollout.sleep is True and ranks.device.type == "cuda"
     settings = _engine_settings(first, max_model_len, sleep=sleep, ranks=ranks.count)

@@ -13,13 +13,13 @@ from transformers import TrainerCallback
 
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.gradients import GradientGuard
+from rl_engine.policy.trainable import TrainablePolicy
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.records import Records
 from rl_engine.run.resumption import planned_length
 from rl_engine.sft.batches import Batches
 from rl_engine.sft.examples import Examples
-from rl_engine.sft.model import TrainableModel
 from rl_engine.sft.state import tensors_of
 from rl_engine.sft.trainer import log_loss
 from rollout.stopping import Stopped, StopRequest
@@ -43,7 +43,7 @@ class SftRun(TrainerCallback):
     config: SftConfig
     examples: Examples
     batches: Batches
-    trainable: TrainableModel
+    trainable: TrainablePolicy
     optimizer: torch.optim.Optimizer
     guard: GradientGuard
     checkpoints: Checkpoints
@@ -51,6 +51,8 @@ class SftRun(TrainerCallback):
     console: RunConsole
     stop: StopRequest
     config_hash: str
+    chat_template: str | None
+    """The text of the one that replaces the model's own, if any."""
     step: int
     """Number of finished steps."""
     unrecorded: dict[str, float] | None

@@ -20,10 +20,12 @@ from rl_engine.merge.weights import merge, refuse_tied_head
 from rl_engine.plan.card import settle_precision, settle_rate
 from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import check_packable
-from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, model_notes
+from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, load_weights, model_notes
+from rl_engine.policy.full import FullPolicy
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora.adapter import check_adapter
+from rl_engine.policy.lora.adapter import LoraPolicy, check_adapter
 from rl_engine.policy.lora.targets import trains_head
+from rl_engine.policy.trainable import TrainablePolicy
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.origin.inputs import pin_revision
@@ -35,8 +37,7 @@ from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
 from rl_engine.sft.examples import IGNORED, Example, load_examples, read_template
 from rl_engine.sft.loop import SftRun
-from rl_engine.sft.model import METHODS
-from rl_engine.sft.state import restore
+from rl_engine.sft.state import restore, values_of
 from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
@@ -63,7 +64,7 @@ def run_sft(
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
     console = RunConsole(quiet=False, steps=0)
-    config = settle_rate(pin_revision(config, resume=beginning.resume), console)
+    config = settle_rate(pin_revision(config, resume=beginning.resume), console, resume=beginning.resume)
     with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
         for note in check_output(config, resume=beginning.resume):
             console.note(note)
@@ -140,6 +141,13 @@ def load_tokenizer(config: SftConfig) -> Any:
     return tokenizer
 
 
+def load_policy(config: SftConfig, device: torch.device) -> TrainablePolicy:
+    """The model at the start of a run, the same as in reinforcement learning."""
+    if config.method == "lora":
+        return LoraPolicy(config, load_weights(config.model, config.train.attention).to(device))
+    return FullPolicy(config, load_weights(config.model, config.train.attention, torch.float32).to(device))
+
+
 def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
     """Build everything the loop needs. Data are loaded before weights, so that cheap failures come first."""
     output = Path(config.output_dir)
@@ -158,16 +166,16 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     hashed = config_hash(config, made_from)
     saved = checkpoints.newest() if resume else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainable = METHODS[config.method](config, tokenizer, device)
+    trainable = load_policy(config, device)
     check_with_prompts(
         LogprobModel(trainable.causal_lm, 1.0),
         (one.input_ids.tolist() for one in examples.train),
         lambda ids: collate([continued(ids)], pad_id=0, layout="padded").to(device),
         config.model.name,
     )
-    optimizer = adam(trainable.param_groups, config.optim, device.type)
+    optimizer = adam(trainable.param_groups(), config.optim, device.type)
     if saved is None:
-        trainable.begin()
+        trainable.begin(iter(()))
     else:
         state, tensors = saved
         check_resumable(state.config_hash, config, hashed, state.step)
@@ -187,6 +195,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         console=RunConsole(quiet=False, steps=batches.steps),
         stop=stop,
         config_hash=hashed,
+        chat_template=None if config.data.chat_template is None else tokenizer.chat_template,
         step=done,
         unrecorded=_unrecorded(output, found),
     )
@@ -221,7 +230,7 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
     lines = {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {run.examples.describe()}",
-        "training": run.trainable.description,
+        "training": run.trainable.describe(),
         "step": (
             f"{train.batch_size} {'packed rows' if config.data.packing else 'examples'}, {train.microbatch} at once; "
             f"{batches.steps} steps, {epochs:.3g} epochs, "
@@ -237,13 +246,13 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
 
 def publish(run: SftRun, version: int) -> AdapterRef:
     """Publish the current values as version `version`, which is the number of updates in them."""
-    config, values = run.config, run.trainable.values()
+    config, values = run.config, values_of(run.trainable)
     return AdapterStore(Path(config.output_dir) / "adapters").publish(
         version,
-        lambda directory: run.trainable.write(directory, values),
+        lambda directory: run.trainable.write(directory, values, run.chat_template),
         {
             "parent": 0 if version else None,
-            **run.trainable.manifest_fields,
+            **run.trainable.manifest_entries(),
             "base_model": config.model.name,
             "config_hash": run.config_hash,
         },

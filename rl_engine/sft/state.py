@@ -9,13 +9,18 @@ from torch import Tensor
 
 from rl_engine.learner.adam import steps_taken
 from rl_engine.learner.state import COUNT, MOMENTS
-from rl_engine.run.checkpoint import restore_rng
-from rl_engine.sft.model import TrainableModel
+from rl_engine.policy.trainable import TrainablePolicy
+from rl_engine.run.checkpoint import RNG
 
 
-def tensors_of(trainable: TrainableModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def values_of(trainable: TrainablePolicy) -> dict[str, Tensor]:
+    """Copies of the trained values, on the CPU."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in trainable.parameters.items()}
+
+
+def tensors_of(trainable: TrainablePolicy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Copies, on the CPU, of the trained values, Adam's moments and the number of updates made."""
-    tensors = {f"value.{name}": value for name, value in trainable.values().items()}
+    tensors = {f"value.{name}": value for name, value in values_of(trainable).items()}
     count = 0  # skipped updates do not count
     for name, parameter in trainable.parameters.items():
         # Parameters that no update has touched have no state, such as a vision tower in full fine-tuning.
@@ -27,10 +32,10 @@ def tensors_of(trainable: TrainableModel, optimizer: torch.optim.Optimizer) -> d
 
 @torch.no_grad()
 def restore(
-    trainable: TrainableModel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int
+    trainable: TrainablePolicy, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int
 ) -> None:
     """Restore the state after `step`, and torch's random state."""
-    restore_rng(tensors)
+    torch.set_rng_state(tensors[RNG])
     # Checkpoints of earlier versions have no count; for them it equals the number of steps.
     count = int(tensors.get(COUNT, step))
     for name, parameter in trainable.parameters.items():

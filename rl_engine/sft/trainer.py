@@ -21,8 +21,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rl_engine.config.sft import SftConfig
 from rl_engine.policy.logits import transform_of
 from rl_engine.policy.logprobs import decoder_of, keep_evaluating, rows_at_once, token_logprobs_of_trained_head
+from rl_engine.policy.lora.linear import LoraLinear
+from rl_engine.policy.trainable import TrainablePolicy
 from rl_engine.sft.examples import IGNORED, Example
-from rl_engine.sft.model import TrainableModel
 
 
 def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> Dataset:
@@ -43,9 +44,14 @@ class _Trainer(SFTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
+def _needs_own_loss(causal_lm: Any) -> bool:
+    """Whether TRL's loss cannot handle the model: it would ignore an adapter on the output embedding, and it does not
+    find the decoder of Llama 4."""
+    return isinstance(causal_lm.get_output_embeddings(), LoraLinear) or causal_lm.base_model is causal_lm
+
+
 class _OwnLoss(_Trainer):
-    """Trainer for models that TRL's loss cannot handle: it would ignore an adapter on the output embedding, and it does
-    not find the decoder of Llama 4."""
+    """Trainer for models that TRL's loss cannot handle."""
 
     def loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -68,7 +74,7 @@ class _OwnLoss(_Trainer):
 
 def make_trainer(
     config: SftConfig,
-    trainable: TrainableModel,
+    trainable: TrainablePolicy,
     tokenizer: Any,
     rows: Dataset,
     optimizer: torch.optim.Optimizer,
@@ -109,7 +115,7 @@ def make_trainer(
     )
     # The trainer would use all visible cards at once, which TRL refuses; a run uses one card.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    own = trainable.head_is_adapted or trainable.causal_lm.base_model is trainable.causal_lm
+    own = _needs_own_loss(trainable.causal_lm)
     kind, model = (_OwnLoss, trainable.causal_lm) if own else (_Trainer, trainable.model)
     trainer = kind(
         model=model,

@@ -133,7 +133,8 @@ def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list
     count = COMMANDS[config.command].cards
     hands = dealt(cards, config.jobs, (count(target.settings) for target in targets.values()))
     if len(hands) < config.jobs:
-        message = f"jobs is {config.jobs}, but {len(cards)} card(s) have room for only {max(1, len(hands))} at a time"
+        have = "1 card has" if len(cards) == 1 else f"{len(cards)} cards have"
+        message = f"jobs is {config.jobs}, but {have} room for only {max(1, len(hands))} at a time"
         console.print(f"{message}; with `together` several runs share a card", soft_wrap=True)
     return config.model_copy(update={"jobs": max(1, len(hands))}), hands
 

@@ -83,7 +83,7 @@ def _in_effect(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config.set)
     first = {key: _own_values(given, key, values)[:1] for key, values in config.grid.items()}
     chosen = {**given, **{key: values[0] for key, values in first.items() if values}}
-    layers = [("set", _arguments(config.set)), ("arm", _arguments(chosen))]
+    layers = [("set", arguments_of(config.set)), ("arm", arguments_of(chosen))]
     try:
         _, idle = resolve(COMMANDS[config.command].schema, config.base, *layers)
     except ConfigError:
@@ -124,12 +124,8 @@ def cell_of(config: SweepConfig, arm: Arm, axis_value: float, seed: int) -> Cell
     return Cell(name=name, arm=arm.name, axis_value=axis_value, seed=seed, overrides=overrides)
 
 
-def arguments_of(cell: Cell) -> list[str]:
-    """The cell's settings as command-line arguments."""
-    return _arguments(cell.overrides)
-
-
-def _arguments(settings: Mapping[str, Any]) -> list[str]:
+def arguments_of(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted key as command-line arguments."""
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
@@ -161,7 +157,9 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
         _check_texts(command.schema, cell.overrides)
-        settings: Any = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
+        settings: Any = read_config(
+            command.schema, config.base, arguments_of(cell.overrides), place="the sweep's settings"
+        )
         if why := command.unmeasured(settings, config.score.metric):
             raise ConfigError(f"score.metric is {config.score.metric!r}, which no run would have: {why}")
     except (ValueError, FileNotFoundError) as error:

@@ -187,20 +187,14 @@ def run_together(
 
         settled = []
         for group in groups:
-            configs = [cell.config for cell in group.cells]
-            configs, number = resolve_together(configs, ranks, at_once, resume=beginning.resume)
-            for cell, config in zip(group.cells, configs, strict=True):
-                cell.config = config
-            settled.append((group, number))
+            configs, number = resolve_together(group.configs, ranks, at_once, resume=beginning.resume)
+            settled.append((group.resolved(configs), number))
         if only_check:
             show_all(settled, ranks, beginning)
             return 0
         ((group, number),) = settled
-        configs = [cell.config for cell in group.cells]
-        configs = ranks.broadcast(pinned(configs, resume=beginning.resume) if ranks.is_main else [])
-        for cell, config in zip(group.cells, configs, strict=True):
-            cell.config = config
-        return train_all(group.cells, ranks, stop, number, beginning)
+        configs = ranks.broadcast(pinned(group.configs, resume=beginning.resume) if ranks.is_main else [])
+        return train_all(group.resolved(configs).cells, ranks, stop, number, beginning)
 
 
 if __name__ == "__main__":

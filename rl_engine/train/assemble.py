@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from evals.suites import Suite
 from rewards import Grader
@@ -19,9 +18,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import restore_learner
 from rl_engine.plan.card import sampler_line
-from rl_engine.plan.forecast import first_lines
-from rl_engine.plan.memory import memory_of_run
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.lines import first_lines
+from rl_engine.plan.memory import check_fits, memory_of_run
 from rl_engine.policy.base_model import (
     LoadBase,
     check_attention,
@@ -33,7 +31,7 @@ from rl_engine.policy.base_model import (
 )
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.policy.lora.targets import match_targets
-from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
+from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all
 from rl_engine.run.console import RunConsole
 from rl_engine.run.memory import PhasePeaks, available
 from rl_engine.run.output import begins
@@ -69,11 +67,6 @@ CANARY_PROMPTS = 2
 PAD_ID = 0
 """Padding token. Any token will do where the mask is zero, and the tokenizer's own may have been added to the tokenizer
 but not to the model."""
-
-
-def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = read_tokenizer(locate_model(config.model.name), config.model.revision)
-    return tokenizer
 
 
 def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, SamplingConfig]:
@@ -157,7 +150,7 @@ def prepare_run(
     check_placement(config, ranks)
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))
-    tokenizer = load_tokenizer(config)
+    tokenizer = read_tokenizer(locate_model(config.model.name), config.model.revision)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
     model_config = load_model_config(config.model)
@@ -302,7 +295,7 @@ def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]]
     if found is not None:
         state, tensors = found
         restore_learner(run.learner, tensors)
-        restore_rng(tensors)
+        torch.set_rng_state(tensors[RNG])
         run.step, run.version = state.step, state.version
         run.stream.cursor.restore(state.position, state.drawing)
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]

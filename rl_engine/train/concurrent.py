@@ -31,6 +31,7 @@ from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, check_output
+from rl_engine.sampling.collective import asked_anywhere
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.sampling.placement import start_shared_engine
 from rl_engine.sampling.shared_engine import EngineOfOne
@@ -67,7 +68,8 @@ def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, at_
         }
         given = {}
         for cell in cells:
-            console, grader = console_of_cell(cell, board, ranks), graders[cell.config.rewards.model_dump_json()]
+            grader = graders[cell.config.rewards.model_dump_json()]
+            console = CellConsole(quiet=not ranks.is_main, steps=cell.config.train.steps, board=board, name=cell.name)
             with naming(cell, cells):
                 given[cell.name] = checked(cell.config, ranks, grader, console, beginning), grader, console
         concurrent = ConcurrentRuns(board, ranks, stop, at_once, beginning)
@@ -75,10 +77,6 @@ def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, at_
     if stop.asked and (len(codes) < len(cells) or stop.exit_code in codes.values()):
         return stop.exit_code  # if all runs had ended already, the request came too late to matter
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
-
-
-def console_of_cell(cell: NamedConfig, board: Board, ranks: Ranks) -> CellConsole:
-    return CellConsole(quiet=not ranks.is_main, steps=cell.config.train.steps, board=board, name=cell.name)
 
 
 @contextlib.contextmanager
@@ -221,17 +219,13 @@ class ConcurrentRuns:
 
     def _must_end(self) -> bool:
         """Whether the runs must end: a rank was asked to stop, or the sampler is broken. Interrupts those that wait."""
-        asked = self.stop.signum or 0
-        if self.ranks.count > 1:
-            asked = int(self.ranks.max(torch.tensor(float(asked), device=self.ranks.device)))
-        if asked:
-            self.stop.record(asked)
+        asked = asked_anywhere(self.ranks, self.stop)
         for one in self._active:
             if self._broken is not None:
                 one.turn.interrupt(self._broken)
             elif asked and one.stop.raises:
                 one.turn.interrupt(Stopped())
-        return bool(asked) or self._broken is not None
+        return asked or self._broken is not None
 
     def _report_unstarted(self, waiting: deque[NamedConfig]) -> None:
         """Report the runs that were never started."""
@@ -271,7 +265,7 @@ def show_all(groups: Sequence[tuple[Group, int]], ranks: Ranks, beginning: Begin
     for group, at_once in groups:
         lines = {"runs": ", ".join(cell.name for cell in group.cells)}
         if group.alone is None:
-            configs, place = [cell.config for cell in group.cells], Place.here(ranks)
-            check_together(configs, place, at_once)
-            lines |= lines_together(configs, place, at_once)
+            place = Place.here(ranks)
+            check_together(group.configs, place, at_once)
+            lines |= lines_together(group.configs, place, at_once)
         console.print_rows(lines)

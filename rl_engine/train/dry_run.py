@@ -8,9 +8,8 @@ from rich.markup import escape
 from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.forecast import first_lines
+from rl_engine.plan.lines import first_lines, memory_lines
 from rl_engine.plan.memory import memory_of_run
-from rl_engine.plan.memory_limit import memory_lines
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import describe_adapter
 from rl_engine.policy.lora.targets import coverage_of

@@ -23,7 +23,7 @@ def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
 
     Raises `ConfigError` if this machine has no room to send adapters to a pool of workers on it.
     """
-    config = settle_card(_but_for_the_card(config, ranks, resume=resume), ranks)
+    config = ranks.broadcast(settle_card(_but_for_the_card(config, ranks, resume=resume), ranks))
     check_room(config)
     return config
 
@@ -42,7 +42,7 @@ def resolve_together(
 
 def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
     config = settle_precision(config, ranks.device.type, resume=resume)
-    config = settle_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+    config = settle_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps), resume=resume)
     return resolve_pieces(config, resume=resume)
 
 

@@ -42,9 +42,9 @@ from rollout.pool.local_cluster import (
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.space import SCRATCH, FreeSpace, lacks, store_bytes, too_small
 from rollout.pool.versions import Version, WholeModel, version_of
-from rollout.pool.worker import vllm_engine
 from rollout.pool.worker_handle import Call, Complaint, WorkerHandle, answer_of, end_all
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.vllm import start_engine
 from rollout.work_items import PromptBatch, Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class RayPool:
 
     engine: EngineSettings
     settings: PoolSettings
-    make_engine: Callable[[EngineSettings], ExtendingEngine] = vllm_engine
+    make_engine: Callable[[EngineSettings], ExtendingEngine] = start_engine
     lost: int = field(default=0, init=False)
     """Number of workers lost."""
     _workers: list[WorkerHandle] = field(default_factory=list, init=False)

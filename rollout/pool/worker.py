@@ -24,13 +24,6 @@ T = TypeVar("T")
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
-    """The engine that in-process placement uses."""
-    from rollout.vllm import start_engine  # imported in the worker: the pool's own process may not have vLLM
-
-    return start_engine(settings)
-
-
 class PoolWorker:
     """The actor. It is created before the engine, so that its process is known while the engine starts.
 

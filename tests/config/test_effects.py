@@ -293,7 +293,7 @@ def test_an_arm_may_switch_off_what_all_cells_are_given() -> None:
     assert arms["rank 8"].overrides == {"lora.rank": 8, "lora.alpha": 16, "train.steps": 2}
     assert arms["full"].overrides == {"method": "full", "train.steps": 2}
     cell = cell_of(config, arms["full"], 1e-3, 0)
-    assert load_config("quickstart.yaml", arguments_of(cell)).method == "full"
+    assert load_config("quickstart.yaml", arguments_of(cell.overrides)).method == "full"
 
 
 def test_an_arm_that_contradicts_itself_is_refused_by_its_name() -> None:

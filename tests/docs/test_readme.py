@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rl_engine.__main__ import COMMANDS
 from rl_engine.config import load_config
-from rl_engine.plan.forecast import first_lines
+from rl_engine.plan.lines import first_lines
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import describe_adapter
 from rl_engine.policy.lora.targets import coverage_of

@@ -13,8 +13,8 @@ import rollout.pool.ray_pool
 from rollout.adapters import MANIFEST, sha256_of
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.pool.scratch import ScratchDirectory
-from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef
+from rollout.vllm import start_engine
 
 # The first version that is served wrongly.
 BAD = 2
@@ -66,7 +66,7 @@ class WrongWeights:
 
 
 def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> ExtendingEngine:
-    engine: Any = WrongWeights(vllm_engine(settings), stale, honest_calls)
+    engine: Any = WrongWeights(start_engine(settings), stale, honest_calls)
     return engine  # type: ignore[no-any-return]
 
 

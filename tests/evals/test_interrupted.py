@@ -193,7 +193,7 @@ def test_asked_to_stop_the_command_keeps_what_is_finished(tmp_path: Path, monkey
         return generate(*arguments)
 
     monkeypatch.setattr(engine, "generate", slow)
-    monkeypatch.setattr("evals.__main__.start_vllm", engine.start)
+    monkeypatch.setattr("rollout.vllm.start_engine", engine.start)
     output = tmp_path / "out.json"
     command = ["--model", "embedded", "--suite", "held_out", "--limit", "60", "--batch", "16", "--output", str(output)]
     start = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits
@@ -18,7 +19,7 @@ def alternating(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
     """Training samples of every completion, with small advantages of alternating sign."""
     signs = itertools.cycle((-1.0, 1.0))
     return [
-        sample
+        replace(sample, weight=1 / 240)
         for group in groups
-        for sample in training_samples(group, [next(signs) for _ in group.completions], weight=1 / 240)
+        for sample in training_samples(group, [next(signs) for _ in group.completions])
     ]

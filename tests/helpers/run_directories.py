@@ -16,6 +16,7 @@ from rewards import Verdict
 from rl_engine.config import Config, load_config
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.plan.card import settle_precision
+from rl_engine.policy.base_model import load_causal_lm
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.run.records import Records
 from rollout.adapters import AdapterStore
@@ -105,7 +106,7 @@ def trained_run(run: Path, *overrides: str) -> LoraPolicy:
     records = start_run(run, *overrides)
     config = records.config
     assert isinstance(config, Config)
-    trained = LoraPolicy(config, torch.device("cpu"))
+    trained = LoraPolicy(config, load_causal_lm(config, torch.device("cpu")))
     store = AdapterStore(run / "adapters")
     generator = torch.Generator().manual_seed(1)
     for version in (0, LAST):

@@ -18,8 +18,7 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.plan import card
 from rl_engine.plan.__main__ import app as plan
 from rl_engine.plan.card import sampler_line, settle_card, settle_precision, settle_share
-from rl_engine.plan.memory import PHASES, estimate
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.memory import PHASES, check_fits, estimate
 from rl_engine.policy.attention import PACKED_SHARED, VARLEN
 from rl_engine.policy.base_model import attention_of, layout_of
 from rl_engine.run.memory import GIB, Available

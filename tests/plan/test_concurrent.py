@@ -13,8 +13,7 @@ from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.concurrent import Place, check_together, lines_together, plan_together
-from rl_engine.plan.memory import PHASES
-from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.memory import PHASES, check_fits
 from rl_engine.plan.sizes import Devices
 from rl_engine.run.memory import GIB, Available
 from rl_engine.sampling.placement import start_shared_engine

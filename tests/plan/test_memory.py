@@ -20,15 +20,16 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import trainable_parameters
 from rl_engine.plan.card import settle_precision, settle_share
+from rl_engine.plan.lines import memory_lines
 from rl_engine.plan.memory import (
     Memory,
     activation_bytes,
+    check_fits,
     estimate,
     expert_sum_bytes,
     layer_bytes,
     microbatch_tokens,
 )
-from rl_engine.plan.memory_limit import check_fits, memory_lines
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import add_adapter

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 from rl_engine.config import LoraConfig, load_config
 from rl_engine.plan.capacity import capacity_of, supervised_bits
 from rl_engine.plan.flops import MultiplyAdds, forward_flops, step_flops
-from rl_engine.plan.forecast import first_lines, forecast, lines_of
+from rl_engine.plan.forecast import forecast
+from rl_engine.plan.lines import first_lines, lines_of
 from rl_engine.plan.sizes import Widths, Workload
-from rl_engine.plan.warnings import WARNINGS
+from rl_engine.plan.warnings import WARNINGS, warnings_of
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.targets import adaptable, expert_rank
 from rollout.config import ModelConfig
@@ -215,7 +216,7 @@ def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None
     ],
 )
 def test_each_warning_has_its_case(meta_model: nn.Module, name: str, overrides: tuple[str, ...], words: str) -> None:
-    warnings = planned(meta_model, *overrides).warnings
+    warnings = warnings_of(planned(meta_model, *overrides))
     assert list(warnings) == [name]
     assert words in warnings[name]
 
@@ -233,14 +234,14 @@ def test_each_warning_has_its_case(meta_model: nn.Module, name: str, overrides: 
 def test_what_is_bounded_or_hardly_off_policy_is_not_warned_of(
     meta_model: nn.Module, overrides: tuple[str, ...]
 ) -> None:
-    assert planned(meta_model, *overrides).warnings == {}
+    assert warnings_of(planned(meta_model, *overrides)) == {}
 
 
 @pytest.mark.parametrize(
     ("start", "warned"), [("pissa_niter_16", True), ("olora", True), ("default", False), ("orthogonal", False)]
 )
 def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start: str, warned: bool) -> None:
-    assert ("init" in planned(meta_model, "lora.rank=2", f"lora.init={start}").warnings) == warned
+    assert ("init" in warnings_of(planned(meta_model, "lora.rank=2", f"lora.init={start}"))) == warned
 
 
 def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module) -> None:
@@ -250,21 +251,21 @@ def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module)
     assert made.capacity.rank == planned(meta_model).capacity.rank
     lines = lines_of(made)
     assert f"; a plain adapter of rank {made.capacity.rank} holds it" in lines["capacity"]
-    assert list(made.warnings) == ["capacity"]
-    assert "times what lora.numbers 100 can hold; of plain adapters rank" in made.warnings["capacity"]
+    assert list(warnings_of(made)) == ["capacity"]
+    assert "times what lora.numbers 100 can hold; of plain adapters rank" in warnings_of(made)["capacity"]
 
 
 def test_pieces_leave_no_worker_idle_where_prompts_suffice(meta_model: nn.Module) -> None:
     """The documented recipe, 32 problems for 16 workers, needs no setting; what is sampled ahead counts as work too."""
-    assert planned(meta_model, *WORKERS).warnings == {}
+    assert warnings_of(planned(meta_model, *WORKERS)) == {}
     assert deepmath(*WORKERS).training_piece == 2
     ahead = (*WORKERS, "rollout.workers=48", "rollout.max_staleness=1")
-    assert planned(meta_model, *ahead).warnings == {}
+    assert warnings_of(planned(meta_model, *ahead)) == {}
 
 
 @pytest.mark.parametrize("name", ["deepmath", "math", "gsm8k"])
 def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module, name: str) -> None:
-    assert forecast(load_config(name), meta_model, device_type="cuda").warnings == {}
+    assert warnings_of(forecast(load_config(name), meta_model, device_type="cuda")) == {}
     others = {"reinforce", "ratio", "workers"}
     assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "rank", "context"} | others
 
@@ -272,7 +273,7 @@ def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module,
 def test_a_small_model_may_learn_faster_than_the_recipes(make_config: Any) -> None:
     """A slower rate is warned about."""
     embedded = load_meta_model(make_config().model)
-    assert forecast(make_config(), embedded, device_type="cpu").warnings == {}
+    assert warnings_of(forecast(make_config(), embedded, device_type="cpu")) == {}
 
 
 def test_a_rank_that_no_layer_can_use_is_warned_of(make_config: Any) -> None:
@@ -283,13 +284,13 @@ def test_a_rank_that_no_layer_can_use_is_warned_of(make_config: Any) -> None:
         (["lora.rank_pattern={k_proj: 200}"], 4),
         (["method=full"], 0),
     ):
-        warnings = forecast(make_config(*overrides), embedded, device_type="cpu").warnings
+        warnings = warnings_of(forecast(make_config(*overrides), embedded, device_type="cpu"))
         assert ("rank" in warnings) == (layers > 0)
         if layers:
             assert f"is higher than {layers} layers are wide (model.layers.0." in warnings["rank"]
             assert "_proj has " in warnings["rank"]
-    assert "rate" in forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu").warnings
+    assert "rate" in warnings_of(forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu"))
 
 
 def test_fewer_updates_of_the_same_batch_are_smaller_ones(meta_model: nn.Module) -> None:
-    assert planned(meta_model, "train.problems_per_step=256", "learner.updates_per_step=2").warnings == {}
+    assert warnings_of(planned(meta_model, "train.problems_per_step=256", "learner.updates_per_step=2")) == {}

@@ -150,7 +150,7 @@ def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> No
     assert rows["a step, s"] == "5.75"
     assert rows["supervised"].endswith("995,460 bits: 3410.98%; rank 35 holds it")
     assert rows["parameters"].startswith("14,592 of 1,775,744 trained")
-    assert "2 steps on 1 device(s): 3,413 completion tokens per second sampled and 5,120 learned from" in output
+    assert "2 steps on 1 device: 3,413 completion tokens per second sampled and 5,120 learned from" in output
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.base_model import load_causal_lm
 from rl_engine.policy.full import WEIGHTS, FullPolicy
 from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.methods import load_policy
 from rl_engine.run.metrics import learn_metrics
 from rl_engine.sampling.publish import Publisher
 from rollout import adapters
@@ -48,7 +49,7 @@ def make_full(make_learner: LearnerMaker) -> LearnerMaker:
 def test_the_forward_pass_matches_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
     """Tied weights also stay tied."""
     config = make_config("method=full", "model.dtype=bfloat16")
-    trainable = FullPolicy(config, CPU)
+    trainable = load_policy(config, CPU)
     assert {p.dtype for p in trainable.parameters.values()} == {torch.float32}
     plain = load_causal_lm(config, CPU)
     batch = collate(samples, pad_id=0, layout="shared_prompt")
@@ -63,7 +64,8 @@ def test_the_forward_pass_matches_the_cast_model(make_config: Any, samples: list
 
 def test_the_base_is_kept_only_for_a_penalty(make_config: Any) -> None:
     for overrides, kept in (((), False), (("loss.kl_coef=0.1",), True)):
-        policy = FullPolicy(make_config("method=full", *overrides), CPU)
+        policy = load_policy(make_config("method=full", *overrides), CPU)
+        assert isinstance(policy, FullPolicy)
         assert policy.has_base == kept == (policy._base is not None)
 
 

@@ -19,13 +19,13 @@ from rl_engine.policy.attention import (
     MODEL_TYPES,
     PACKABLE,
     PACKED_SHARED,
+    VARLEN,
     PackedRows,
     by_kernel,
     by_products,
     has_plain_attention,
     packed_attention,
 )
-from rl_engine.policy.attention import VARLEN as NAME
 from rl_engine.policy.base_model import choose_attention, choose_layout
 from rl_engine.policy.logprobs import LogprobModel
 from tests.conftest import ConfigMaker
@@ -91,10 +91,10 @@ def test_completions_attend_to_a_shared_prompt_as_to_their_own(kv_heads: int) ->
     expected = own_part(per_sample(q, k, v, lengths, 0.3), lengths)
     query, key, value = (x_THD.transpose(0, 1)[None] for x_THD in parts)
     layout = PackedRows.continuing(PIECES, CONTINUED)
-    found, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
-    assert_same_sums(found[0], expected, 8 + 10)
+    found = packed_attention(query, key, value, layout, 0.3)
+    assert_same_sums(found, expected, 8 + 10)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    pairs = zip(*(torch.autograd.grad((one * upstream).sum(), parts) for one in (found[0], expected)), strict=True)
+    pairs = zip(*(torch.autograd.grad((one * upstream).sum(), parts) for one in (found, expected)), strict=True)
     for gradient, other in pairs:
         assert_same_sums(gradient, other, 3 * (8 + 10))
 
@@ -178,7 +178,7 @@ def test_every_torchs_kernel_gets_the_same_arguments(
             assert_same_sums(gradient, other, 2 * (8 + 12))
 
 
-WAYS = (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt"), (PACKED_SHARED, NAME))
+WAYS = (("padded", "sdpa"), ("packed", VARLEN), ("shared_prompt", "shared_prompt"), (PACKED_SHARED, VARLEN))
 
 
 def test_every_family_learns_the_same_in_every_layout() -> None:
@@ -227,7 +227,7 @@ def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMake
         layout = choose_layout(config, model_config, "cuda")
         return layout, choose_attention(config, layout, model_config, "cuda")
 
-    assert chosen("qwen3") == chosen("llama") == chosen("mixtral") == ("packed", NAME)
+    assert chosen("qwen3") == chosen("llama") == chosen("mixtral") == ("packed", VARLEN)
     # The kernel computes in 16 bits, with heads of up to 256 in steps of 8, without windows or caps.
     assert chosen("qwen3", "model.dtype=float32") == ("padded", "sdpa")
     assert chosen("qwen3", sizes={"head_dim": 512}) == chosen("qwen3", sizes={"head_dim": 36}) == ("padded", "sdpa")
@@ -239,7 +239,7 @@ def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMake
     assert chosen("qwen3", "learner.layout=packed", "learner.attention=flash_attention_2")[1] == "flash_attention_2"
     # auto uses shared prompts only on a CPU, whatever the length; if they are requested, rows have no padding.
     assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
-    assert chosen("qwen3", "learner.layout=shared_prompt") == (PACKED_SHARED, NAME)
+    assert chosen("qwen3", "learner.layout=shared_prompt") == (PACKED_SHARED, VARLEN)
     for kind, words in (("qwen3", "on CUDA needs model.dtype bfloat16"), ("gemma2", "does not support the attention")):
         with pytest.raises(ConfigError, match=words):
             chosen(kind, "learner.layout=shared_prompt", "method=full", "model.dtype=float32")
@@ -247,7 +247,7 @@ def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMake
 
 def test_packed_rows_on_a_cpu_use_the_same_attention(make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
-    assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == NAME
+    assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == VARLEN
     assert choose_attention(config, "packed", tiny_config("nemotron"), "cpu") == "sdpa"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
+from rl_engine.run.checkpoint import RNG, Checkpoints, RunState
 
 
 def state_of(step: int) -> RunState:
@@ -32,7 +32,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert found[0] == state_of(3)
     assert Checkpoints(tmp_path / "none", keep=1).newest() is None
     drawn = torch.rand(3)
-    restore_rng(found[1])
+    torch.set_rng_state(found[1][RNG])
     assert torch.equal(torch.rand(3), drawn)
 
 

@@ -18,7 +18,10 @@ from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.resuming import TABLES, rules_of
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_rate
 from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
+from rl_engine.run.checks import check_place
+from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, check_output, dry_output
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import (
@@ -227,10 +230,15 @@ def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path)
     assert check_output(config_in(tmp_path), resume=True) == []
 
 
-def test_a_rate_by_rule_that_a_longer_run_changes_is_reported(tmp_path: Path) -> None:
-    begun(tmp_path, config_in(tmp_path))
-    with pytest.raises(ConfigError, match=r"optim\.lr=auto depends on train\.steps"):
-        check_output(config_in(tmp_path, "train.steps=50", "optim.lr=0.5"), resume=True)
+def test_a_longer_run_keeps_the_rate_that_the_rule_gave(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path, "optim.lr=0.5"))
+    longer = config_in(tmp_path, "train.steps=500", "optim.lr=auto")
+    check_place(longer, resume=True, overwrite=False)
+    settled = settle_rate(longer, RunConsole(quiet=True, steps=0), resume=True)
+    assert settled.optim.lr == 0.5
+    check_output(settled, resume=True)
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.5 and is 0\.25\. Give what it was"):
+        check_place(config_in(tmp_path, "train.steps=500", "optim.lr=0.25"), resume=True, overwrite=False)
 
 
 def test_a_run_that_was_moved_is_the_same_run(tmp_path: Path) -> None:

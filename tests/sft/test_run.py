@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.merge.weights import merge
+from rl_engine.policy.base_model import load_causal_lm
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained_adapter import read_trained
@@ -21,6 +22,7 @@ from rl_engine.sft import __main__ as sft
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, load_examples
 from rl_engine.sft.run import load_tokenizer, run_sft
+from rl_engine.sft.state import values_of
 from rl_engine.sft.trainer import rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
@@ -61,7 +63,7 @@ def test_published_versions_are_measured_as_peft_measures_them(finished: Path) -
 def test_a_version_is_what_reinforcement_learning_publishes(finished: Path, make_config: Any, tmp_path: Path) -> None:
     """Version 0 equals that of reinforcement learning with the same rank and seed, byte for byte, and the manifest
     holds the same facts."""
-    trainable = LoraPolicy(make_config("lora.rank=1"), CPU)
+    trainable = LoraPolicy(config := make_config("lora.rank=1"), load_causal_lm(config, CPU))
     trainable.write(tmp_path, {name: p.detach() for name, p in trainable.parameters.items()})
     first = finished / "adapters" / "v000000"
     for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -81,9 +83,9 @@ def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> Non
     """At 1e-6 per step a bfloat16 weight would round back. The float32 masters move, and the model that loads is their
     cast."""
     run = assembled(tmp_path, "method=full", "model.dtype=bfloat16", "optim.lr=1e-6")
-    before = run.trainable.values()
+    before = values_of(run.trainable)
     run.trainer.train()
-    after = run.trainable.values()
+    after = values_of(run.trainable)
     assert {value.dtype for value in after.values()} == {torch.float32}
     name = "model.layers.0.mlp.up_proj.weight"
     moved = (after[name] - before[name]).abs()
@@ -102,7 +104,7 @@ def test_a_chat_template_of_its_own_lies_beside_what_it_trained(method: str, tmp
     file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     run = assembled(tmp_path, f"method={method}", "prompt.template=chat", f"data.chat_template={file}")
     (tmp_path / "version").mkdir()
-    run.trainable.write(tmp_path / "version", run.trainable.values())
+    run.trainable.write(tmp_path / "version", values_of(run.trainable), run.chat_template)
     assert (tmp_path / "version" / "chat_template.jinja").read_text() == file.read_text()
 
 

@@ -60,10 +60,10 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     ("here", "needed", "told", "hands"),
     [
         (("4", "GPU-5", "6"), 1, "", {"4", "GPU-5"}),
-        (("0",), 1, "jobs is 2, but 1 card(s) have room for only 1 at a time", {"0"}),
-        (("0", "1", "2"), 2, "jobs is 2, but 3 card(s) have room for only 1 at a time", {"0,1"}),
+        (("0",), 1, "jobs is 2, but 1 card has room for only 1 at a time", {"0"}),
+        (("0", "1", "2"), 2, "jobs is 2, but 3 cards have room for only 1 at a time", {"0,1"}),
         # A run that lacks cards says so itself.
-        (("0",), 2, "jobs is 2, but 1 card(s) have room for only 1 at a time", {None}),
+        (("0",), 2, "jobs is 2, but 1 card has room for only 1 at a time", {None}),
         ((), 1, "", {None}),
     ],
 )

@@ -244,7 +244,7 @@ def test_the_settings_file_of_a_cell_says_what_its_command_says(name: str, tmp_p
     config = read_config(SweepConfig, name)
     for arm in arms_of(config):
         cell = cell_of(config, arm, arm.axis_values[0], 3)
-        told = read_config(Config, config.base, [*arguments_of(cell), f"output_dir={tmp_path}/run"])
+        told = read_config(Config, config.base, [*arguments_of(cell.overrides), f"output_dir={tmp_path}/run"])
         (tmp_path / "config.yaml").write_text(settings_file(told))
         assert read_config(Config, str(tmp_path / "config.yaml")) == told
 
@@ -303,7 +303,7 @@ def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.Monk
     for arm in arms_of(config):
         cell = cell_of(config, arm, 1e-3, 0)
         root = config.output / "cells" / cell.name / "run"
-        alone = read_config(Config, config.base, [*arguments_of(cell), f"output_dir={root}"])
+        alone = read_config(Config, config.base, [*arguments_of(cell.overrides), f"output_dir={root}"])
         assert read_config(Config, str(root / "config.yaml")).model_dump() == alone.model_dump()
         assert (root / "report.html").is_file()
         assert [line["step"] for line in read_metrics(root)] == [0, 1, 2]

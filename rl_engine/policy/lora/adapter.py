@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rl_engine.config import Config, LoraConfig
+from rl_engine.config.sft import SftConfig
 from rl_engine.config.starts import STARTS
-from rl_engine.policy.base_model import LoadBase, load_causal_lm, load_meta_model
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.linear import LoraLinear
 from rl_engine.policy.lora.start import copy_adapter, fit_to_activations, read_adapter, tie_to_numbers, unchanged
 from rl_engine.policy.lora.targets import (
@@ -31,7 +32,7 @@ from rl_engine.policy.lora.targets import (
     rank_of,
 )
 from rl_engine.policy.trainable import LogprobFunction
-from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
+from rollout.adapters import CHAT_TEMPLATE, PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.config import ModelConfig
 from rollout.models import locate_model
 
@@ -163,11 +164,6 @@ def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: s
     (directory / PEFT_CONFIG).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def manifest_entries(config: LoraConfig) -> dict[str, Any]:
-    """What the manifest of every version of an adapter says."""
-    return {"kind": "lora", "rank": config.served_rank, "weights": PEFT_WEIGHTS}
-
-
 def check_adapter(model: ModelConfig, config: LoraConfig, seed: int, *, begins: bool = True) -> None:
     """Raise what `add_adapter` would raise, and `go_on_from` if the run `begins`, from the model's shapes alone."""
     shapes = load_meta_model(model)
@@ -193,34 +189,28 @@ def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:
         copy_adapter(adapter_parameters(model), tensors, config.start_from)
 
 
-def param_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
-    """LoRA+ (Hayou et al. 2024): B has `lora.plus_ratio` times the learning rate of A.
-
-    See `TrainablePolicy.param_groups`.
-    """
-    if config.plus_ratio == 1:
-        return [(1.0, list(parameters.values()))]
-    of_b = {name: parameter for name, parameter in parameters.items() if "lora_B" in name}
-    of_a = [parameter for name, parameter in parameters.items() if name not in of_b]
-    return [(1.0, of_a), (config.plus_ratio, list(of_b.values()))]
-
-
 class LoraPolicy:
     """A frozen model with a trainable adapter. The base model is the same model with the adapter switched off."""
 
     has_base = True
 
-    def __init__(self, config: Config, device: torch.device, load: LoadBase = load_causal_lm) -> None:
+    def __init__(self, config: Config | SftConfig, causal_lm: Any) -> None:
         self._config = config
-        self.model, self.coverage = add_adapter(load(config, device), config.lora, config.seed)
-        self.causal_lm: Any = self.model.get_base_model()
+        self.causal_lm = causal_lm
+        self.model, self.coverage = add_adapter(causal_lm, config.lora, config.seed)
         self.parameters = adapter_parameters(self.model)
 
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)
 
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        return param_groups(self.parameters, self._config.lora)
+        """LoRA+ (Hayou et al. 2024): B has `lora.plus_ratio` times the learning rate of A."""
+        ratio = self._config.lora.plus_ratio
+        if ratio == 1:
+            return [(1.0, list(self.parameters.values()))]
+        of_b = {name: parameter for name, parameter in self.parameters.items() if "lora_B" in name}
+        of_a = [parameter for name, parameter in self.parameters.items() if name not in of_b]
+        return [(1.0, of_a), (ratio, list(of_b.values()))]
 
     def begin(self, passes: Iterator[Callable[[], Any]]) -> None:
         go_on_from(self.model, self._config.lora, self._config.model.name)
@@ -239,8 +229,10 @@ class LoraPolicy:
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return [(layer, p) for layer in lora_layers(self.model).values() for p in layer.outer_parameters()]
 
-    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+    def write(self, directory: Path, tensors: dict[str, Tensor], chat_template: str | None = None) -> None:
         write_adapter(directory, self.model, self._config.lora, self._config.model.name, tensors)
+        if chat_template is not None:  # the adapter must be served with it
+            (directory / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
 
     def manifest_entries(self) -> dict[str, Any]:
-        return manifest_entries(self._config.lora)
+        return {"kind": "lora", "rank": self._config.lora.served_rank, "weights": PEFT_WEIGHTS}

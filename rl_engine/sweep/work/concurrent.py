@@ -130,7 +130,7 @@ def start_together(
 
 
 def settings_of(config: SweepConfig, run: CellRun) -> CommandConfig:
-    own = [*arguments_of(run.cell), f"output_dir={json.dumps(str(run.run))}"]
+    own = [*arguments_of(run.cell.overrides), f"output_dir={json.dumps(str(run.run))}"]
     return read_config(COMMANDS[config.command].schema, config.base, own, place="the sweep's settings")
 
 

@@ -120,7 +120,7 @@ def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int, card
     """Run the cell, resuming from where an earlier attempt left it if its command can."""
     run = begin(config, cell, target)
     command = COMMANDS[config.command]
-    line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
+    line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell.overrides)]
     line += [f"output_dir={json.dumps(str(run.run))}", "--resume"]
     note_command(run.log, line)
     return Alone(of_cell=run, process=start_process(line, run.log, config.jobs, lock, cards))

@@ -20,8 +20,8 @@ from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.pool.space import PIECE_BYTES, PIECES_KEPT
 from rollout.pool.worker import PoolWorker
-from rollout.pool.worker import vllm_engine as make_vllm
 from rollout.types import AdapterRef, Problem, Prompt
+from rollout.vllm import start_engine as make_vllm
 from rollout.work_items import PromptBatch
 from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds
 from tests.helpers.waiting import until

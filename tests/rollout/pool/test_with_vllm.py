@@ -31,7 +31,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
 
     Other prompts in the batch may change the rounding of a prompt's numbers, so whole work items are compared.
     """
-    from rollout.pool.worker import vllm_engine as make_vllm
+    from rollout.vllm import start_engine as make_vllm
 
     problems = [
         Problem(id=str(i), text=text, answer="") for i, text in enumerate(("3+4=?", "9+8+1=?", "7-5=?", "2+2=?"))
@@ -64,7 +64,7 @@ def test_side_by_side_a_worker_samples_what_it_does_alone(
     make_pool: PoolMaker, vllm_engine: Any, tokenizer: Any
 ) -> None:
     """Up to rounding, which depends on the other rows of the batch."""
-    from rollout.pool.worker import vllm_engine as make_vllm
+    from rollout.vllm import start_engine as make_vllm
 
     texts = ("3+4=?", "9+8+1=?", "7-5=?", "2+2=?", "8+8=?")
     problems = [Problem(id=text, text=text, answer="") for text in texts]
