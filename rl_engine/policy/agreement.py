@@ -54,8 +54,8 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
         policy.train(learned)
     if not expected_N.isfinite().all():
         raise DisagreementError(
-            f"model.name {name}: the model's own log-probabilities of a prompt are not numbers, because its weights hold "
-            "NaN or infinity, or are too large: its file is damaged, or the training that wrote it diverged; use another"
+            f"model.name {name}: the model's own log-probabilities of a prompt are not numbers, because its weights "
+            "hold NaN or infinity, or are too large: the file is damaged, or its training diverged; use another"
         )
     gap = float((found_N - expected_N).abs().mean())
     limit = LIMITS[policy.head.weight.dtype]
