@@ -95,6 +95,8 @@ def overrides_of(model_config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_config.model_type)
     served = ModelRegistry.get_supported_archs()
+    if own and own not in served:  # PhimoeForCausalLM is PhiMoEForCausalLM there
+        own = next((one for one in served if one.lower() == own.lower()), own)
     if own and not any(GENERATES.search(one) and one in served for one in model_config.architectures or ()):
         found["architectures"] = [own]
     text = model_config.get_text_config()
