@@ -32,7 +32,8 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import end_tokens, locate_model, read_model_config, read_tokenizer, weights_in
+from rollout.files.weights import weights_in
+from rollout.models import end_tokens, locate_model, read_model_config, read_tokenizer
 from rollout.prompts.problems import load_problems
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, check_vocabulary, context_length, serving_precision

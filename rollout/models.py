@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datafiles.text import first_line
+from datafiles.text import first_line, in_one_line
 from rollout.adapters import PEFT_CONFIG
 from rollout.config import ModelConfig
+from rollout.files.weights import check_weights
 from rollout.hub import HubItem
 
 EMBEDDED = "embedded"
@@ -24,10 +24,6 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 """A tokenizer that transformers can read has at least one of these files, whatever its kind."""
 TEKKEN = "tekken.json"
 """The tokenizer file of Mistral's own library; some of its models have no other."""
-SINGLE = "model.safetensors"
-"""File name of a model's weights if they are in a single file."""
-INDICES = (f"{SINGLE}.index.json", "pytorch_model.bin.index.json")
-LFS_POINTER = b"version https://git-lfs"
 
 
 def from_home(name: str | Path) -> Path:
@@ -37,31 +33,6 @@ def from_home(name: str | Path) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
-
-
-PLACES, PLACE_BYTES = 64, 1 << 12
-"""How many evenly spaced places of a weight file are hashed, and the bytes read at each."""
-
-
-def weights_in(directory: Path) -> str | None:
-    """A digest of samples taken all over the weights in a model's directory. It detects that a path now holds another
-    model: a run's `adapters/latest` moves on, and trainers overwrite their output. None without weights, as for a hub
-    id.
-
-    It covers only files that are loaded: a copy in Mistral's own format beside them may be removed to save space.
-    """
-    digest = hashlib.sha256()
-    index = directory / INDICES[0]
-    loaded = _named_in(index, "weights") if index.is_file() else {SINGLE}
-    files = sorted(path for path in directory.glob("*.safetensors") if path.name in loaded)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for place in range(PLACES):
-                file.seek(size * place // PLACES)
-                digest.update(file.read(PLACE_BYTES))
-    return digest.hexdigest() if files else None
 
 
 def locate_model(name: str, key: str = "model.name") -> str:
@@ -220,13 +191,23 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
 
     Never the tokenizer of Mistral's own library, which transformers picks for a model with a `tekken.json` beside its
     other files: it has no chat template, and lacks tokens that the sampler needs.
+    Raises a one-line `ValueError` for damaged files. Also without any: for many families transformers would return a
+    tokenizer that knows its special tokens alone, and reads every text as nothing.
     """
     from transformers import AutoTokenizer  # heavy; commands that fail earlier never pay for it
 
     refuse_code_of_models()
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{place}: its tokenizer cannot be read: {kind}{in_one_line(error)}") from error
     if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
         raise ValueError(f"{place} {_only_tekken(place)}")
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}:
+        raise ValueError(f"{place} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
     return tokenizer
 
 
@@ -300,59 +281,6 @@ def check_files(name: str, key: str = "model.name") -> None:
     if not any((place / file).is_file() for file in TOKENIZERS):
         raise FileNotFoundError(f"{key}: {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
     check_weights(place, key)
-
-
-def check_weights(place: Path, key: str) -> None:
-    """Raises `FileNotFoundError` if weights are missing, or are only Git LFS pointer files."""
-    weights = {path.name: path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in place.glob(pattern)}
-    if not weights:
-        raise FileNotFoundError(f"{key}: {str(place)!r} has no weights (no *.safetensors there)")
-    for index in INDICES:
-        if (place / index).is_file():
-            wanted = _named_in(place / index, key)
-            missing = sorted(wanted - weights.keys())
-            if missing:
-                raise FileNotFoundError(
-                    f"{key}: {str(place)!r} has {len(wanted) - len(missing)} of {len(wanted)} files of weights; "
-                    f"{missing[0]} is not there"
-                )
-            if SINGLE in weights and SINGLE not in wanted and index == f"{SINGLE}.index.json":
-                raise ValueError(
-                    f"{key}: {str(place)!r} has its weights twice, in {SINGLE}, which transformers reads, and in the "
-                    f"files of {index}, which vLLM reads: remove those that are not meant, an index with its files"
-                )
-    if not any((place / index).is_file() for index in INDICES):
-        _check_without_index(place, weights.keys(), key)
-    for path in weights.values():
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise FileNotFoundError(
-                    f"{key}: {path} is a pointer of git-lfs, not the weights: fetch them with `git lfs pull`"
-                )
-
-
-def _check_without_index(place: Path, names: Collection[str], key: str) -> None:
-    """Raises `FileNotFoundError` for weight shards without an index, and `ValueError` for further weight files beside a
-    single one: without an index vLLM reads all of them and loads the same weight several times."""
-    others = sorted(name for name in names if name.endswith(".safetensors") and name != SINGLE)
-    if others and SINGLE in names:
-        raise ValueError(
-            f"{key}: {str(place)!r} has {others[0]} beside {SINGLE}: transformers reads the latter alone, vLLM both; "
-            "move what is not meant to another directory"
-        )
-    if others and "pytorch_model.bin" not in names:
-        raise FileNotFoundError(
-            f"{key}: {str(place)!r} has {others[0]} but neither {SINGLE} nor {INDICES[0]}, which says which file holds "
-            "which weight: fetch the missing file"
-        )
-
-
-def _named_in(index: Path, key: str) -> set[str]:
-    """The weight files that an index names. Raises `ValueError` for a damaged index."""
-    try:
-        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{key}: {index} is damaged: {error}") from error
 
 
 def refuse_code_of_models() -> None:

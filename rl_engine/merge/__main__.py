@@ -27,7 +27,7 @@ from rollout.config import ModelConfig
 from rollout.files.durable import check_writable, written_aside
 from rollout.files.exclusive import exclusive
 from rollout.hub import check_hub, stay_offline_without
-from rollout.models import hub_items
+from rollout.models import check_files, hub_items
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,10 +71,11 @@ def check_free(output: Path) -> None:
 
 
 def check_base(trained: TrainedAdapter, given: str | None) -> None:
-    """Raises `ValueError` or `FileNotFoundError` if the base model is unavailable, or is not the one given."""
+    """Raises `ValueError` or `FileNotFoundError` if the base model is unavailable, damaged, or not the one given."""
     source = trained.base.source()
     if given not in (None, source):
         raise ValueError(f"--base-model is {given!r}, and has no effect: the base model is in {source}")
+    check_files(source, "the base model")
     items = hub_items(ModelConfig(name=source, revision=trained.base.revision), "the base model")
     stay_offline_without(items)
     check_hub(items)

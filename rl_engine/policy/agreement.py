@@ -39,7 +39,7 @@ def own_logprobs(policy: LogprobModel, batch: MicroBatch) -> Tensor:
 def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
     """Compare the policy in training mode with the model in evaluation mode, so that active dropout shows up too.
 
-    Raises `DisagreementError` if they differ by more than rounding.
+    Raises `DisagreementError` if they differ by more than rounding, or the model's are not numbers.
     """
     learned = policy.causal_lm.training
     try:
@@ -52,6 +52,11 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
         ) from error
     finally:
         policy.train(learned)
+    if not expected_N.isfinite().all():
+        raise DisagreementError(
+            f"model.name {name}: the model's own log-probabilities of a prompt are not numbers, because its weights "
+            "hold NaN or infinity, or are too large: the file is damaged, or its training diverged; use another"
+        )
     gap = float((found_N - expected_N).abs().mean())
     limit = LIMITS[policy.head.weight.dtype]
     if not gap <= limit:

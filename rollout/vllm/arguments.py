@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,15 +37,15 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "enable_prefix_caching": True,
         # Not Mistral's own tokenizer, which vLLM prefers if the model also has files in that format: `read_tokenizer`.
         "tokenizer_mode": "hf",
+        # The files that transformers reads. vLLM would prefer params.json and consolidated.safetensors if they exist:
+        # in a copy of a Mistral model that was fine-tuned, those are still the original weights.
+        "config_format": "hf",
+        "load_format": "hf",
         # Load only the language model of a multimodal model.
         "language_model_only": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if Path(settings.model).is_dir():
-        # The files that transformers reads. vLLM would prefer params.json and consolidated.safetensors if they exist:
-        # in a copy of a Mistral model that was fine-tuned, those are still the original weights.
-        arguments |= {"config_format": "hf", "load_format": "hf"}
     if settings.lora_rank:
         arguments |= {
             "enable_lora": True,
@@ -96,6 +95,8 @@ def overrides_of(model_config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_config.model_type)
     served = ModelRegistry.get_supported_archs()
+    if own and own not in served:  # PhimoeForCausalLM is PhiMoEForCausalLM there
+        own = next((one for one in served if one.lower() == own.lower()), own)
     if own and not any(GENERATES.search(one) and one in served for one in model_config.architectures or ()):
         found["architectures"] = [own]
     text = model_config.get_text_config()

@@ -201,6 +201,8 @@ class VllmEngine:
             if alone and not isinstance(error, torch.OutOfMemoryError | EngineDeadError):
                 raise
             raise EngineError(f"vLLM failed while it sampled: {error}") from error
+        except ValueError as error:  # in its own code; commands would report it as a mistake of the user's, in a line
+            raise RuntimeError(f"vLLM failed while it sampled: {error}") from error
         for output in outputs:
             asked = self._asked.pop(output.request_id)
             (sampled,) = output.outputs

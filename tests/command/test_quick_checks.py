@@ -81,6 +81,10 @@ def here(tmp_path: Path) -> Path:
     model_directory(tmp_path / "wordless", "tokenizer.json", "tokenizer_config.json")
     pointer = model_directory(tmp_path / "pointer", "model.safetensors") / "model.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    cut = model_directory(tmp_path / "cut", "model.safetensors") / "model.safetensors"
+    cut.write_bytes((EMBEDDED_DIR / "model.safetensors").read_bytes()[:-1])
+    cut_pickle = model_directory(tmp_path / "cut_pickle", "model.safetensors") / "pytorch_model.bin"
+    cut_pickle.write_bytes(b"PK\x03\x04" + bytes(99))
     shards = model_directory(tmp_path / "half", "model.safetensors")
     (shards / "a.safetensors").write_bytes(b"a")
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
@@ -133,6 +137,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "model.name=wordless"), "model.name: 'wordless' has no tokenizer"),
     ((*TRAIN, "model.name=pointer"), "git lfs pull"),
     ((*TRAIN, "model.name=half"), "1 of 2 files of weights; b.safetensors is not there"),
+    ((*TRAIN, "model.name=cut"), "cut/model.safetensors is damaged or was not fetched whole ("),
+    ((*EVALS, "--model", "cut_pickle"), "pytorch_model.bin is damaged or was not fetched whole (its end is missing)"),
     ((*TRAIN, "model.name=damaged"), "config.json is damaged"),
     (
         (*TRAIN, "model.name=twice"),

@@ -127,6 +127,9 @@ def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
         moved, {k: v for k, v in manifest.items() if k not in ("files", "format")} | {"base_model": "/gone/model"}
     )
     assert "the base model model is not where the run loaded it from; give --base-model" in told(moved)
+    cut = Path(shutil.copytree(EMBEDDED_DIR, tmp_path / "cut")) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert f"the base model: {cut} is damaged" in told(moved, "merged", "--base-model", str(cut.parent))
     assert not (tmp_path / "merged").exists()
     assert merge(moved, tmp_path / "merged", "--base-model", str(EMBEDDED_DIR)).exit_code == 0
 

@@ -182,6 +182,14 @@ def test_a_model_that_computes_something_unknown_is_refused(
         Learner(config, ranks, 0, [[3], [3, 4, 5, 6]])
 
 
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_family() -> None:
+    model = tiny_model("granite")
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    with pytest.raises(DisagreementError, match=r"^model.name M: .* because its weights hold NaN or infinity"):
+        check_agreement(LogprobModel(model, 1.0), batch, "M")
+
+
 # Stacked experts; values that no gradient reaches (DeepSeek's router, Apertus's activation); an output head that has
 # another name in the files; tied embeddings.
 @pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3", "apertus", "gpt_neox", "gemma2"])

@@ -25,7 +25,7 @@ from rl_engine.plan.__main__ import app
 from rl_engine.policy.base_model import load_weights
 from rl_engine.train.__main__ import app as train
 from rollout.config import ModelConfig
-from rollout.models import EMBEDDED_DIR, read_tokenizer
+from rollout.models import EMBEDDED_DIR, check_files, read_tokenizer
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
 # Mistakes that a user may have made, and what the message says.
@@ -101,6 +101,41 @@ def test_weights_that_do_not_fit_config_json_are_refused(
     save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"^model.name: .*: its files {words}"):
         load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+
+
+def test_files_that_nothing_loads_may_be_missing_or_pointers(tmp_path: Path) -> None:
+    """What `hf download --exclude '*.bin'` and `git lfs pull --include 'model*'` leave behind."""
+    shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "pytorch_model-00001-of-00002.bin"}}')
+    check_files(str(tmp_path))
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    check_files(str(tmp_path))
+
+
+# What may be in the place of a tokenizer's files, and what the message says of it.
+TOKENIZERS: dict[str, tuple[dict[str, str], str]] = {
+    # transformers' own class for the family, without a vocabulary: training used to see every text as nothing.
+    "none": ({}, r"has no tokenizer \(none of tokenizer.json, "),
+    "half_a_file": ({"tokenizer.json": '{"model": '}, "its tokenizer cannot be read: Expecting value: line 1"),
+    "a_newer_kind": (
+        {"tokenizer.json": '{"model": {"type": "New"}, "added_tokens": []}'},
+        "its tokenizer cannot be read: Exception: data did not match any variant",
+    ),
+    "no_fields": ({"tokenizer.json": "{}"}, "its tokenizer cannot be read: KeyError: 'added_tokens'"),
+}
+
+
+@pytest.mark.parametrize(("files", "words"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_what_is_no_tokenizer_is_one_line(files: dict[str, str], words: str, tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED_DIR / "config.json", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"^{tmp_path}:? {words}") as refused:
+        read_tokenizer(str(tmp_path))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture

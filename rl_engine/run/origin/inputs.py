@@ -14,8 +14,9 @@ from rl_engine.config.fields import value_at
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.resumption import settings_before
+from rollout.files.weights import weights_in
 from rollout.hub import commit_of
-from rollout.models import locate_model, weights_in
+from rollout.models import locate_model
 
 MODEL, REWARD = "model.name", "rewards.function"
 C = TypeVar("C", Config, SftConfig)

@@ -24,7 +24,9 @@ def test_vllm_takes_the_class_that_learns(stated: list[str] | None) -> None:
     build a model that generates no text."""
     config = AutoConfig.for_model("qwen3", architectures=stated)
     assert overrides_of(config) == {"architectures": ["Qwen3ForCausalLM"]}
-    assert overrides_of(AutoConfig.for_model("phimoe", architectures=["PhiMoEForCausalLM"])) == {}
+    for phimoe in ("PhiMoEForCausalLM", "PhimoeForCausalLM"):  # of the checkpoints, and as transformers writes it
+        config = AutoConfig.for_model("phimoe", architectures=[phimoe])
+        assert overrides_of(config).get("architectures", [phimoe]) == ["PhiMoEForCausalLM"]
 
 
 def test_queries_of_ministral_3_are_scaled_by_the_sampler_too() -> None:
@@ -37,9 +39,12 @@ def test_queries_of_ministral_3_are_scaled_by_the_sampler_too() -> None:
     assert overrides_of(inside) == {"text_config": scaling}
 
 
-def test_weights_in_mistrals_own_format_are_not_sampled_from(tmp_path: Path) -> None:
-    """Mistral's directories hold them beside those of transformers, and training does not change them: an evaluation
-    used to score the old model."""
+@pytest.mark.parametrize("of_hub", [False, True])
+def test_weights_in_mistrals_own_format_are_not_sampled_from(
+    of_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistral's directories and hub repositories hold them beside those of transformers, and training does not change
+    them: an evaluation used to score the old model."""
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED_DIR, model)
     weights = load_file(model / "model.safetensors")
@@ -49,8 +54,9 @@ def test_weights_in_mistrals_own_format_are_not_sampled_from(tmp_path: Path) -> 
     save_file({name: 0 * tensor for name, tensor in weights.items()}, model / "consolidated.safetensors")
     params = {"dim": 8, "n_layers": 1, "head_dim": 4, "hidden_dim": 8, "n_heads": 2, "n_kv_heads": 1}
     (model / "params.json").write_text(json.dumps({**params, "norm_eps": 1e-5, "vocab_size": 9, "rope_theta": 1e4}))
-    settings = EngineSettings(model=str(model), dtype="float32", max_model_len=64, lora_rank=1)
-    arguments = engine_arguments(settings)
+    monkeypatch.setattr("rollout.vllm.arguments.read_model_config", lambda *_: AutoConfig.from_pretrained(model))
+    name = "org/name" if of_hub else str(model)
+    arguments = engine_arguments(EngineSettings(model=name, dtype="float32", max_model_len=64, lora_rank=1))
     loader = DefaultModelLoader(LoadConfig(load_format=arguments.get("load_format", "auto")))
     _, files, *_ = loader._prepare_weights(str(model), None, None, False, None)
     assert [Path(file).name for file in files] == ["model-00001-of-00001.safetensors"]

@@ -338,6 +338,22 @@ class Sleeper:
         self.calls.append("asleep" if self.asleep else "ended awake")
 
 
+def test_an_error_in_the_samplers_code_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PhiMoE, served by another class than its own, ended in `error: too many values to unpack (expected 3)`."""
+    from rollout.vllm import engine
+
+    def step(_: Sleeper) -> None:
+        raise ValueError("too many values to unpack (expected 3)")
+
+    monkeypatch.setattr(engine, "LLM", lambda **_: Sleeper())
+    monkeypatch.setattr(Sleeper, "step", step, raising=False)
+    made = engine.VllmEngine(
+        EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0)
+    )
+    with pytest.raises(RuntimeError, match=r"^vLLM failed while it sampled: too many values"):
+        made._step()
+
+
 @pytest.mark.parametrize(
     ("sleeps", "has_room", "calls"),
     [(True, True, ["wake", "ended awake"]), (True, False, ["wake", "asleep"]), (False, True, ["ended awake"])],
