@@ -53,7 +53,9 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if region is not None:
         return region
     if isinstance(reference, Items) and isinstance(answer, Items):
-        if (reference.joined_by == "or") != (answer.joined_by == "or") and any(map(_is_name, answer.elements)):
+        if (reference.joined_by == "or") != (answer.joined_by == "or") and (
+            any(map(_is_name, answer.elements)) or relations.leaves_open(reference) or relations.leaves_open(answer)
+        ):
             return False  # "Alice or Bob" leaves open which, "x = 1 or x = 2" does not
         roots = relations.indexed_roots(reference, answer)
         if roots is not None:

@@ -8,7 +8,7 @@ from rewards.equality.rule import Equal
 from rewards.equality.values import latex_of, same_expressions, value_of
 from rewards.reading.parse import is_closed
 from rewards.reading.read import read
-from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
+from rewards.reading.shapes import Based, Exact, Expression, Moment, Node, Quantity, Ratio
 from rewards.reading.units import conversion, is_known, read_unit, same_things
 
 
@@ -76,8 +76,6 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
     reference, answer = _with_short_unit(reference, answer), _with_short_unit(answer, reference)
     one, one_unit = (reference.value, reference.unit) if isinstance(reference, Quantity) else (reference, "")
     other, other_unit = (answer.value, answer.unit) if isinstance(answer, Quantity) else (answer, "")
-    if isinstance(one, Items | Bracketed | Relation) or isinstance(other, Items | Bracketed | Relation):
-        return equal(one, other) if one_unit == other_unit or not (one_unit and other_unit) else False
     if one_unit == other_unit:
         return equal(one, other)
     if "percent" in (one_unit, other_unit) and not (one_unit and other_unit):
@@ -96,7 +94,8 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 _SHORT_UNIT = re.compile(
-    r"(?P<value>.*(?:[\d})]|\\pi))\s*(?P<unit>[A-Za-z]{1,2}(?:\^\{?\d\}?)?(?:\s*/\s*[A-Za-z]{1,2}(?:\^\{?\d\}?)?)?)",
+    r"(?P<value>.*(?:[\d})]|\\pi))\s*(?P<unit>[A-Za-z]{1,2}(?:\^\{?\d\}?)?(?:\s*/\s*[A-Za-z]{1,2}(?:\^\{?\d\}?)?)?"
+    r"|[kM]?\\Omega)",
     re.DOTALL,
 )
 

@@ -95,8 +95,7 @@ def _from_items(node: Items) -> Region | None:
         if any(part is None for part in parts) or variable(node) is None:
             return None
         met = mathematics.combine("cap", parts)
-        contradiction = node.joined_by == "and" and len(parts) == 2
-        if node.joined_by == "or" or (met.is_empty and not contradiction):
+        if node.joined_by == "or" or (met.is_empty and node.joined_by != "and"):
             return mathematics.combine("cup", parts)
         return met
     if node.kind != "set":

@@ -35,8 +35,6 @@ def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
         value = stated_value(answer, equal, names_value)
         return value is not None and not _are_ends(value, answer, reference) and equal(reference, value)
     assert isinstance(reference, Relation)
-    if isinstance(answer, Items) and is_assignment_list(Items((reference,))) and len(answer.elements) == 1:
-        return equal(reference, answer.elements[0])
     value = stated_value(reference, equal, names_one)
     return value is not None and not _are_ends(value, reference, answer) and equal(value, answer)
 
@@ -202,7 +200,21 @@ def _same_name(one: str, other: str) -> bool:
 
 def is_assignment_list(node: Items) -> bool:
     """Whether every element names its value and at least two names differ: x = 1, y = 2."""
+    if leaves_open(node):
+        return False
     return len(_names(node)) >= 2 or any(isinstance(part, Items) and _names(part) for part in node.elements)
+
+
+def leaves_open(node: Items) -> bool:
+    """Whether statements about different things are joined by "or", so that one of them may be false: x = 0 or y = 0.
+
+    With a name again, x = 1 or x = 2 and x_1 = 1 or x_2 = 2, they are several values or solutions.
+    """
+    if node.joined_by != "or" or not all(isinstance(part, Relation) for part in node.elements):
+        return False
+    names = [_bare(part.sides[0]) for part in node.elements if isinstance(part, Relation)]
+    indexed = [INDEXED.fullmatch(name) for name in names]
+    return len({match["letter"] if match else name for match, name in zip(indexed, names, strict=True)}) == len(names)
 
 
 def _names(node: Items) -> set[str]:

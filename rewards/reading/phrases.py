@@ -201,6 +201,7 @@ _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 _OPENED_TEXT = re.compile(r"\\text\s*\{")
 _BELOW_ZERO = re.compile(r"(?:minus|negative) ")
+_MINUS = re.compile(r"(?:\\text\s*\{\s*)?(?:minus|negative)\s*\}?\s*(?P<number>\d+(?:[./]\d+)?)", re.IGNORECASE)
 
 
 def fold(text: str) -> str:
@@ -220,6 +221,8 @@ def placeholder(text: str) -> Unusable | None:
 
 def phrase(text: str) -> Node | str | None:
     """The meaning of a fixed phrase: a node, or mathematics to be read in its place."""
+    if below := _MINUS.fullmatch(text):
+        return f"-{below['number']}"
     folded = fold(text)
     if re.match(r"-\S", _OPENED_TEXT.sub("", text).lstrip("{ ")):
         folded = f"minus {folded}"  # `fold` drops the sign; before a space it may mark an item of a list

@@ -16,12 +16,14 @@ _TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*(?:/|\\cdot)\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}{_POWER}"
+    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}{_POWER}|(?<=\d )[kM]?\\Omega"
     rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
     rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
     rf")(?:\s*{_TEXT})?)\s*",
     re.DOTALL,
 )
+_SAID_AGAIN = re.compile(r"(?P<value>.*[\d}])\s*(?:\\text\s*\{\s*)?\(\s*(?P<words>[A-Za-z -]+)\)\s*\}?")
+"""5 (five)"""
 _GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 _CURRENCY_HEAD = re.compile(
     r"(?P<sign>[-+]?)\s*(?:(?:US|U\.S\.)?\s*(?P<currency>[＄€£¥₹])|(?P<code>USD|EUR|GBP|INR|Rs\.?|RMB|CNY)(?=\s*\.?\d)"
@@ -32,12 +34,13 @@ _CURRENCIES = frozenset("＄€£¥₹") | {"USD", "EUR", "GBP", "INR", "Rs", "R
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 """Only after an amount of money: 3k without a currency is a product."""
-_FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z-])")
+_FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\-])")
 r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
-_SHORT_UNITS = frozenset(
-    ["cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"]
-)
+_SHORT_UNITS = frozenset([
+    "cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US", "kJ", "kW",
+    "kN", "kV", "Pa", "Hz",
+])  # fmt: skip
 
 
 def money(text: str) -> tuple[str, str | None] | None:
@@ -54,13 +57,16 @@ def money(text: str) -> tuple[str, str | None] | None:
 
 def number_and_unit(text: str) -> tuple[str, str | None] | None:
     """5 cm, 28%, 45° → the number and the unit. The unit is None if the words after the number change the meaning."""
-    match = _UNIT_TAIL.fullmatch(text) if _NUMBER_HEAD.match(text) else None
+    if not _NUMBER_HEAD.match(text):
+        return None
+    again = _SAID_AGAIN.fullmatch(text)
+    said = phrases.phrase(again["words"]) if again else None
+    if again and isinstance(said, str):
+        return again["value"], "" if read_number(said) == read_number(again["value"]) else None
+    match = _UNIT_TAIL.fullmatch(text)
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
     unit = match.group("unit")
-    said_again = phrases.phrase(phrases.fold(unit).strip("()"))
-    if isinstance(said_again, str):  # 5 (five)
-        return match.group("value"), "" if read_number(said_again) == read_number(match.group("value")) else None
     return match.group("value"), None if _FACTOR.match(unit) else read_unit(unit)
 
 

@@ -298,8 +298,6 @@ class Reader:
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
         if opening == r"\{":
-            if not pieces:
-                return Items((), "set")
             elements = [self.element(piece) for piece in pieces]
             flat = [leaf for piece, node in zip(pieces, elements, strict=True) for leaf in _spread(piece, node)]
             return Items(tuple(flat), "set")

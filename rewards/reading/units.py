@@ -132,7 +132,7 @@ DECEPTIVE = frozenset(
         "almost", "guess", "placeholder", "unknown", "cannot", "impossible", "but", "actually", "instead", "rather",
         "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
         "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
-        "ish", "oder", "ou", "nicht", "halb", "falsch", "faux", "falso", "incorrecto",
+        "ish", "oder", "ou", "nicht", "halb", "halbe", "falsch", "faux", "falso", "incorrecto",
     ]
 )  # fmt: skip
 _COUNTED = re.compile(r"(?<!square )(?<!cube )\b(?:roots|triples|powers|errors|mistakes|remainders|unknowns)\b")
@@ -150,7 +150,8 @@ def read_unit(text: str) -> str | None:
 
     None if the words change the meaning ("or 43", "is wrong", "at least"), so that nothing can hide in them.
     """
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace(r"\Omega", "Omega")
+    text = text.replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
     if "per" in text or "dollar" in text:
         text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)

@@ -77,6 +77,8 @@ def split_items(text: str, *, thousands: bool) -> tuple[list[str], str] | None:
         return None
     # Commas inside a group are kept if stronger separators delimit the groups: p=5, q=2; p=7, q=2.
     inner_commas = joined_by != "," and cuts[","] and _groups_are_assignments(text, cuts)
+    if joined_by == "and" and cuts[","] and not inner_commas:
+        joined_by = ","  # in "a, b and c" it ends a list
     used = [span for key in cuts if not (key == "," and inner_commas) for span in cuts[key]]
     pieces = []
     begin = 0
