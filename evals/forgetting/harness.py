@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evals.forgetting.table import TaskScore
 from rollout.engine import ScoringEngine
+from rollout.prompts.renderer import encode_beginning
 from rollout.types import AdapterRef
 
 Ids = Sequence[int]
@@ -127,10 +128,13 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval is unannotated
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokenize as lm_eval's own classes do: with special tokens, but never a second beginning-of-sequence token."""
+        """Tokenize as lm_eval's own classes do: with special tokens, but never a second beginning-of-sequence token.
+        Unlike theirs, without an end: the harness cuts a context and its continuation apart by the context's length."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(str(self.tokenizer.decode(self.prefix_token_id)))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        if add_special_tokens:
+            return encode_beginning(self.tokenizer, string)
+        return list(self.tokenizer.encode(string, add_special_tokens=False))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return list(super().loglikelihood(requests, disable_tqdm=True))

@@ -153,14 +153,14 @@ RULES = (
     ),
     Rule(
         keys=SUMS,
-        depends_on=("data.source", "eval.suites"),
+        depends_on=("data.source", "data.mix", "eval.suites"),
         idle=lambda of: not _makes_sums(of) and not _asks_sums(of),
         why="nothing generates sums: data.source is {data.source}",
         instead="give data.source=arithmetic too, or leave it out",
     ),
     Rule(
         keys=("data.arithmetic.count",),
-        depends_on=("data.source",),
+        depends_on=("data.source", "data.mix"),
         idle=lambda of: not _makes_sums(of),
         why="no sums are generated for training: data.source is {data.source}",
         instead="say how many problems in data.limit",

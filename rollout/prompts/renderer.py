@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from rollout.config import PromptConfig
 
 
+def encode_beginning(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that something is to follow, with the special tokens that begin a text and not those that end
+    one: a tokenizer saved with `add_eos_token`, as for training, ends every text."""
+    ids = list(tokenizer.encode(text, add_special_tokens=True))
+    ended = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(tokenizer.eos_token))
+    return ids[:-1] if ended else ids
+
+
 @dataclass(frozen=True, slots=True)
 class Renderer:
     """Turns problems into prompts for one tokenizer."""
@@ -85,10 +93,7 @@ class Renderer:
             frame = self.config.frame or FRAMES[self.config.template].text
             # Not str.format: problems are full of braces.
             text = frame.replace("{problem}", question)
-            ids = self.tokenizer.encode(text, add_special_tokens=True)
-            # A tokenizer saved with `add_eos_token`, as for training, ends every text: nothing could follow the prompt.
-            if ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(str(self.tokenizer.eos_token)):
-                ids = ids[:-1]
+            ids = encode_beginning(self.tokenizer, text)
         return Prompt(problem=problem, text=text, token_ids=tuple(ids))
 
     def render_all(self, problems: Iterable[Problem]) -> list[Prompt]:

@@ -60,7 +60,11 @@ IDLE = {
     "data.task": ("gsm8k.yaml", "data.task=gcd", "data.source=reasoning_gym"),
     "data.task_settings": ("gsm8k.yaml", "data={task_settings: {max_value: 9}}", "data.source=reasoning_gym"),
     "data.split": ("gsm8k.yaml", "data.split=test", "data.source=hub"),
-    "data.arithmetic.largest": ("gsm8k.yaml", "data.arithmetic={largest: 9}", "data.source=arithmetic"),
+    "data.arithmetic.largest": (
+        "gsm8k.yaml data.source=reasoning_gym data.task=gcd eval.suites=held_out",
+        "data.arithmetic={largest: 9}",
+        "data.source=arithmetic data.task=null",
+    ),
     "data.arithmetic.wording": ("gsm8k.yaml", "data.arithmetic.wording='{expression}'", "eval.suites=held_out"),
     "data.arithmetic.count": ("gsm8k.yaml", "data.arithmetic.count=9", "data.source=arithmetic"),
     "model.revision": ("quickstart.yaml", "model.revision=1234567", "model.name=org/model"),
@@ -154,7 +158,7 @@ def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Pa
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {key} is .* has no effect"):
         read_config(schema, str(mine))
     # With the key that it needs, it is accepted.
-    value: Any = read_config(schema, name, [*before, given, cure])
+    value: Any = read_config(schema, name, [*before, given, *cure.split()])
     for part in key.split("."):
         value = getattr(value, part)
     assert value not in (None, (), dict(fields(schema))[key].default)
@@ -200,7 +204,7 @@ def test_a_name_of_the_hub_beside_a_file_is_refused_or_left_out(name: str, tmp_p
             "task is 'gcd', and has no effect: no task is generated: source is file",
         ),
         (
-            "{source: hub, name: a/b, path: a.csv}",
+            "{source: file, name: a/b, path: a.csv}",
             "name is 'a/b', and has no effect: path (a.csv) is read instead of the",
         ),
         (
@@ -234,6 +238,16 @@ def test_a_count_of_sums_that_each_source_says_itself_is_refused() -> None:
     ):
         load_config("gsm8k.yaml", ["data.source=mix", mix, "data.arithmetic.count=99"])
     assert load_config("gsm8k.yaml", ["data.source=mix", mix.replace(", limit: 9", ""), "data.arithmetic.count=99"])
+
+
+def test_a_mix_may_lose_its_sums(tmp_path: Path) -> None:
+    """What the file says about sums is left out with them; it was refused, as if the file had no sums itself."""
+    tree = yaml.safe_load(load_config("gsm8k.yaml").to_yaml())
+    mix = [{"source": "gsm8k"}, {"source": "arithmetic"}]
+    tree["data"] |= {"source": "mix", "mix": mix, "arithmetic": {"largest": 9, "count": 99}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(str(tmp_path / "mine.yaml"), ["data.mix=[{source: gsm8k}]"])
+    assert config.data.arithmetic == load_config("gsm8k.yaml").data.arithmetic
 
 
 def test_a_measurement_after_the_end_is_refused() -> None:

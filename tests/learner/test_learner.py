@@ -274,6 +274,7 @@ def test_llama_8b_parameters_per_rank_match_the_paper() -> None:
 def test_targets_by_name_and_a_hint_when_misspelt() -> None:
     model = llama_8b()
     assert len(match_targets(model, ("q_proj", "v_proj"))) == 64
+    assert list(match_targets(model, ("lm_head",))) == ["lm_head"]
     assert list(match_targets(model, "model.layers.3.mlp.up_proj")) == ["model.layers.3.mlp.up_proj"]
     with pytest.raises(ValueError, match="'q_porj' matches no linear layer; the nearest name is 'q_proj'"):
         match_targets(model, ("v_proj", "q_porj"))

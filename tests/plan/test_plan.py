@@ -81,7 +81,7 @@ def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None, be
         model_config = AutoConfig.for_model(kind, text_config=text)
     with torch.device("meta"):
         model = auto_class(model_config).from_config(model_config)
-    assert expert_rank(model, LoraConfig(rank=6)) == 3
+    assert [expert_rank(model, LoraConfig(rank=rank)) for rank in (6, 1)] == [3, 1]
     assert Widths.of(model).intermediate == 2 * 24 + (16 if beside else 0)
     experts = {path: layer for path, layer in adaptable(model).items() if layer.experts}
     assert experts

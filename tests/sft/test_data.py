@@ -82,6 +82,8 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
         ),
         ({"prompt": "1+1", "completion": math.nan}, "a turn without text"),
         ({"prompt": "1+1", "completion": {"a": 2}}, "content is a mapping, not a text"),
+        ({"prompt": "1+1", "completion": [{"type": "text", "text": "2"}]}, said("1+1", "2")),
+        ({"messages": [SETTING, {"role": "assistant", "content": "2"}]}, "does not begin with a question"),
         ({"prompt": "1+1"}, "neither messages nor prompt and completion"),
         ({"prompt": "1+1", "completion": " "}, "a turn without text"),
         ({"messages": "1+1"}, "messages is not a list of turns"),
@@ -94,6 +96,11 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
 )
 def test_a_row_becomes_turns_or_a_reason(row: dict[str, Any], expected: Any) -> None:
     assert turns(row, COLUMNS) == expected
+
+
+def test_a_label_that_is_the_answer_says_nothing_about_it() -> None:
+    columns = ChatColumnsConfig(prompt="prompt", completion="label")
+    assert turns({"prompt": "1>2?", "label": "False"}, columns) == said("1>2?", "False")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +222,9 @@ def test_answers_before_an_end_of_the_whole_text_are_learned(tokenizer: Any) -> 
         "{% for m in messages %}{{ m.role[0] }}{{ m.content }}+\n{% endfor %}"
         "{% if add_generation_prompt %}a{% else %}{{ eos_token }}{% endif %}"
     )
-    conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
+    conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6", "7", "8"))
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
-    assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3+", "5=6+\n<end>"]
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3+", "5=6+", "8+\n<end>"]
     whole = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
     assert example.input_ids.tolist() == tokenizer.encode(whole, add_special_tokens=False)
 
@@ -261,6 +268,8 @@ def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any)
     other = write(tmp_path / "other.jsonl", [{"prompt": "3=?", "completion": "9"}])
     train, test = texts(test_size=10, test_path=other)
     assert (len(train), test) == (116, ["3=?\n9<end>"])
+    dropped = load_examples(config_of(source="jsonl", path=path, test_path=other), tokenizer).dropped
+    assert dropped.counts == {"its question is in the test set": 4}
 
 
 def test_a_directory_is_tested_on_by_its_test_split(tmp_path: Path, tokenizer: Any) -> None:
@@ -300,7 +309,7 @@ def test_other_columns_are_named_with_the_keys_for_them(tmp_path: Path, tokenize
 )
 def test_a_named_column_is_the_one_that_is_read(columns: dict[str, str], asked: str, tmp_path: Path) -> None:
     """A row may have several suitable columns; those that were not named are ignored."""
-    row = {"messages": said("chat", "1"), "turns": said("others", "1"), "question": "own"}
+    row = {"messages": (SETTING, *said("chat", "1")), "turns": said("others", "1"), "question": "own"}
     path = write(tmp_path / "rows.jsonl", [{**row, "completion": "1", "answer": "1"}])
     _, train = streams(config_of(source="file", path=path, columns=columns, test_size=0).data, Dropped())
     assert [one.question for one in train] == [asked]
@@ -366,10 +375,12 @@ def test_hub_sets_are_read_by_their_own_columns(
 
 
 def test_unwanted_answers_of_the_hub_are_not_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the columns that are needed are read, and the label is one of them."""
-    rows = [{"prompt": "1", "completion": text, "label": text == "2", "more": 1} for text in ("2", "3")]
+    """Only the columns that are needed are read, and the label is one of them. The rows come shuffled."""
+    rows = [{"prompt": str(n), "completion": "2", "label": n < 9, "more": 1} for n in range(10)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
     dropped = Dropped()
     _, train = streams(SftDataConfig(source="hub", name="trl-lib/kto-mix-14k"), dropped)
-    assert [conversation.messages for conversation in train] == [said("1", "2")]
-    assert dropped.counts == {UNWANTED_ROW: 1}
+    found = {conversation.id: conversation.question for conversation in train}
+    assert [*found] != sorted(found)
+    assert found == {f"hub-{n}": str(n) for n in range(9)}
+    assert dropped.examples == {UNWANTED_ROW: "hub-9"}

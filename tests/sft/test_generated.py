@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rl_engine.sft.conversations import information_bits, random_pairs, streams
 from rl_engine.sft.examples import load_examples
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import SignedSum
+from tests.helpers.generated import needs_reasoning_gym
 from tests.helpers.supervised import config_of
 
 
@@ -33,6 +35,18 @@ def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:
             SignedSum(tuple(terms)).worked(),
         )
         assert conversation.messages[-1]["content"].endswith(f"{{{sum(terms)}}}")
+
+
+@needs_reasoning_gym
+def test_a_generated_task_is_shown_with_its_answers_boxed() -> None:
+    settings = {"min_terms": 2, "max_terms": 2, "max_digits": 2}
+    data = SftDataConfig(source="reasoning_gym", task="chain_sum", task_settings=settings)
+    held, train = (list(itertools.islice(stream, 40)) for stream in streams(data, Dropped()))
+    assert not {c.question for c in held} & {c.question for c in train}
+    for conversation in (*held, *train):
+        first, sign, second = re.findall(r"(\d+) ([+-]) (\d+)", conversation.question)[-1]
+        answer = int(first) + int(sign + second)
+        assert conversation.messages[-1]["content"] == f"\\boxed{{{answer}}}"
 
 
 def test_random_pairs_hold_what_they_say(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from rollout.types import AdapterRef
 from tests.helpers.forgetting import SUMS, Policies, write_task
@@ -44,6 +45,18 @@ def sum_of(policies: Policies, tokenizer: Any, ref: AdapterRef | None, problem: 
     context, whole = (tokenizer(text).input_ids for text in (f"{problem}=?", f"{problem}=?\n{option}"))
     logprobs = policies.logprobs(ref, whole)
     return float(sum(logprobs[i - 1, whole[i]] for i in range(len(context), len(whole))))
+
+
+def test_no_end_of_text_stands_before_what_is_scored(tokenizer: Any, harness: Any) -> None:
+    """A tokenizer that was saved for training ends every text: the context ended too, and the harness, which cuts the
+    whole by the context's length, left out the first token of every answer and scored the end."""
+    lm = harness.EngineLM(None, tokenizer, None)
+    context, continuation = lm._encode_pair("1+1=?\n", "2")
+    assert tokenizer.decode(continuation) == "\n2"
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    assert tokenizer.encode("1+1")[-1] == end[1]
+    assert lm._encode_pair("1+1=?\n", "2") == (context, continuation)
 
 
 def test_tasks_that_cannot_be_served_are_refused(

@@ -181,6 +181,7 @@ def test_differences_all_alike_do_not_claim_certainty() -> None:
     assert same.interval == pytest.approx((-1.959964 / 32, 1.959964 / 32))
     low, high = paired(all_30, nothing).interval
     assert (low, high) == pytest.approx((30 / 32 - 1.959964 * (31 / 32 - (30 / 32) ** 2) ** 0.5 / 32**0.5, 1.0))
+    assert paired(nothing, all_30).interval == pytest.approx((-high, -low))
     low, high = paired(np.array([0.75]), np.array([0.5])).interval
     assert low < 0 < 0.25 < high
 
@@ -206,6 +207,18 @@ def test_several_samples_each_are_all_sign_flips() -> None:
     assert found.p_value == pytest.approx(expected)
     halves = np.full(4, 0.5)  # none scores 0 or 1, and no difference is partial
     assert (paired(halves, halves).p_value, paired(halves, halves).test) == (1.0, "sign-flip test")
+
+
+def test_many_problems_are_a_sample_of_the_sign_flips() -> None:
+    """18 problems, of which 16 differ: p is close to that of all 65,536 patterns, by the sample's own error."""
+    gaps = np.tile([0.5, 0.25, -0.25, 0.5, -0.5, 0.25, 0.0, 0.5, -0.125], 2)
+    signs_FP = 1.0 - 2.0 * (np.arange(2**16)[:, None] >> np.arange(16) & 1)
+    expected = np.mean(np.abs(signs_FP @ gaps[gaps != 0]) >= abs(gaps.sum()) - 1e-9)
+    found = paired(gaps, np.zeros_like(gaps)).p_value
+    assert 0.01 < expected < 0.5
+    assert found == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 9999))
+    # No sampled pattern is as extreme; the observed one is, and counts.
+    assert paired(np.full(60, 0.5), np.zeros(60)).p_value == 1 / 10_000
 
 
 def test_equal_policies_are_told_apart_as_rarely_as_by_chance() -> None:
