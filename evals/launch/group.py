@@ -7,14 +7,18 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from rollout.stopping import stops_handled
 
 # The last rank may still be sampling a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
+SEEN_WITHIN_S = 60.0
+"""For this long a network file system may not show what another machine has just made."""
 # Variables that torchrun and DeepSpeed's launcher set for each process. LOCAL_RANK, which has a default, is not listed.
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The number of processes that MPI or Slurm started together, in a process that one of them started.
@@ -103,6 +107,14 @@ def joining() -> Iterator[None]:
             f"GLOO_SOCKET_IFNAME is {found['name']!r}, and no network interface of that name is up: there are "
             f"{', '.join(there)}"
         ) from error
+
+
+def is_seen(path: Path) -> bool:
+    """Whether this process sees what another, perhaps on another machine, has just made."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not (seen := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return seen
 
 
 def join_launch() -> Launch:

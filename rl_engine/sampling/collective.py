@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from evals.launch.group import is_seen
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rollout.engine import EngineError
 from rollout.stopping import Stopped, StopRequest
-
-SEEN_WITHIN_S = 60.0
-"""For this long a network file system may take a directory that another machine has just made for absent."""
 
 
 @contextlib.contextmanager
@@ -69,11 +66,8 @@ def check_shared(directory: Path, ranks: Ranks) -> None:
     if ranks.count == 1:
         return
     with tempfile.NamedTemporaryFile(dir=directory) if ranks.is_main else contextlib.nullcontext() as mine:
-        seen = directory / ranks.broadcast(Path(mine.name).name if mine else "")
-        deadline = time.monotonic() + SEEN_WITHIN_S
-        while not seen.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        blind = [rank for rank, there in enumerate(ranks.gather([seen.exists()])) if not there]
+        name = ranks.broadcast(Path(mine.name).name if mine else "")
+        blind = [rank for rank, seen in enumerate(ranks.gather([is_seen(directory / name)])) if not seen]
     if blind:
         raise ConfigError(
             f"output_dir: rank {blind[0]} does not see what rank 0 writes in {directory}: give a directory on a file "

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from evals.launch import group
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling import collective
 from rl_engine.sampling.collective import check_shared, together
 from rl_engine.sampling.data import prepare
 from rollout.engine import EngineError
@@ -82,7 +82,7 @@ def test_a_rank_alone_raises_what_it_meets() -> None:
 def test_a_directory_that_another_rank_does_not_see_is_refused_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collective, "SEEN_WITHIN_S", 0.0)
+    monkeypatch.setattr(group, "SEEN_WITHIN_S", 0.0)
     (here := tmp_path / "run").mkdir()
 
     def found(places: tuple[Path, Path]) -> list[str]:
