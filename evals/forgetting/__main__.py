@@ -58,7 +58,7 @@ from rollout.models import (
     read_tokenizer,
 )
 from rollout.peft_format import refuse_misfit
-from rollout.servable import check_cards, check_servable, context_length, serving_precision
+from rollout.servable import check_cards, check_semaphores, check_servable, context_length, serving_precision
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
@@ -166,6 +166,7 @@ def main(
         with stop.listening(), exclusive(output):
             settle_torch()
             quiet_libraries()
+            check_semaphores()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))
             run(options, new_console(), start_vllm)
