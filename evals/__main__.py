@@ -29,7 +29,7 @@ from rollout.engine import EngineError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
 from rollout.loading import loading
-from rollout.servable import check_cards, serving_precision
+from rollout.servable import check_cards, check_semaphores, serving_precision
 from rollout.stopping import Stopped, StopRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -187,6 +187,7 @@ def start(options: EvalOptions) -> None:
     settle_torch()
     quiet_libraries()
     with loading():
+        check_semaphores()
         check_cards()
         from evals.evaluate import evaluate
         from rollout.vllm import start_engine

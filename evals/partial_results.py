@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datafiles.text import json_lines
+from evals.launch.group import is_seen
 from evals.scoring.outcomes import Outcome
 from rollout.files.durable import write_synced
 from rollout.files.exclusive import hold, release
@@ -101,7 +102,16 @@ class PartialResults:
             self._held = None
 
     def read(self) -> None:
-        """Read the finished problems of all ranks. A last line that a crash cut short is skipped."""
+        """Read the finished problems of all ranks. A last line that a crash cut short is skipped.
+
+        Raises `PartialResultsError` if they belong to another evaluation, or if this rank does not see what the main
+        one has begun, which would then lack this rank's results.
+        """
+        if self.rank and not is_seen(self._path_of(0)):
+            raise PartialResultsError(
+                f"--output: rank {self.rank} does not see what rank 0 writes in {self.output.parent}: give a file on a "
+                "file system that all ranks share"
+            )
         for path in self._paths():
             lines = json_lines(path, grows=True)
             header = next(lines, {"settings": self.settings})

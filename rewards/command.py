@@ -46,6 +46,7 @@ LOCAL_RANKS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_LOCALID"),
 )
+NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # How long the launcher's other processes wait for the first to report an error. The launcher ends them all once one of
 # them exits.
@@ -155,7 +156,8 @@ def escape_unencodable() -> None:
 
 
 def settle_rank() -> None:
-    """Make RANK and LOCAL_RANK consistent for all code that reads them.
+    """Make RANK and LOCAL_RANK consistent for all code that reads them. Raises `ValueError` if what a launcher should
+    have set is no number, as where a script fills in a variable that it does not have.
 
     RANK without WORLD_SIZE is left over from another program; trusting it could silence this command's errors. Without
     LOCAL_RANK each process has a machine to itself, as in a PyTorchJob, unless they meet at an address that only their
@@ -166,7 +168,8 @@ def settle_rank() -> None:
     if "WORLD_SIZE" not in given:
         for name in ("RANK", "LOCAL_RANK"):
             given.pop(name, None)
-    elif "RANK" in given and "LOCAL_RANK" not in given:
+    _check_numbers(given)
+    if "RANK" in given and "LOCAL_RANK" not in given:
         if (local_rank := _local_rank_of_launcher(given)) is None:
             # A PyTorchJob tells its first process localhost too, alone on its machine.
             address = given.get("MASTER_ADDR")
@@ -174,6 +177,17 @@ def settle_rank() -> None:
             given.setdefault("LOCAL_WORLD_SIZE", given["WORLD_SIZE"] if together else "1")
             local_rank = given["RANK"] if together else "0"
         given["LOCAL_RANK"] = local_rank
+
+
+def _check_numbers(given: Mapping[str, str]) -> None:
+    for name in NUMBERS if "WORLD_SIZE" in given else ():
+        if not given.get(name, "0").isdecimal():
+            raise ValueError(
+                f"{name} is {given[name]!r}, where a launcher gives a number: start the processes with torchrun, or "
+                "unset WORLD_SIZE if there is only one"
+            )
+    if int(given.get("RANK", "0")) >= (count := int(given.get("WORLD_SIZE", "1"))) > 0:
+        raise ValueError(f"RANK is {given['RANK']} and WORLD_SIZE is {count}: the ranks are 0 to {count - 1}")
 
 
 def _local_rank_of_launcher(given: Mapping[str, str]) -> str | None:
@@ -200,7 +214,11 @@ class Command(TyperCommand):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_closed_streams()
         escape_unencodable()
-        settle_rank()
+        try:
+            settle_rank()
+        except ValueError as error:
+            print_error(str(error), 2)
+            sys.exit(2)
         return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import Beginning, can_be_resumed
 from rollout.engine import EngineError
 from rollout.loading import loading
-from rollout.servable import check_cards
+from rollout.servable import check_cards, check_semaphores
 from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def join_ranks_quietly() -> Ranks:
     settle_torch()
     quiet_libraries()
     with loading():
+        check_semaphores()
         check_cards()
         from rl_engine.learner.ranks import join_ranks
 

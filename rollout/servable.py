@@ -4,6 +4,7 @@ before anything is loaded."""
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
@@ -238,6 +239,18 @@ def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
     check_precision(chosen, device_type, "--dtype", adapter=adapter)
     check_computes(chosen, "--dtype")
     return chosen
+
+
+def check_semaphores() -> None:
+    """Raises a one-line `ValueError` if no semaphore can be made, as in a container without shared memory or when that
+    is full. vLLM takes one, and the system's error does not say where they are."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except OSError as error:
+        raise ValueError(
+            f"vLLM needs a semaphore, and none can be made in /dev/shm ({error.strerror}): make room there, or mount "
+            "shared memory (docker run --shm-size 1g; mount -t tmpfs tmpfs /dev/shm)"
+        ) from error
 
 
 def check_cards() -> None:

@@ -57,7 +57,7 @@ from rollout.models import (
     read_tokenizer,
 )
 from rollout.peft_format import refuse_misfit
-from rollout.servable import check_cards, check_servable, context_length, serving_precision
+from rollout.servable import check_cards, check_semaphores, check_servable, context_length, serving_precision
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
@@ -180,6 +180,7 @@ def start(options: ForgettingOptions) -> None:
     """Measure in this process."""
     settle_torch()
     quiet_libraries()
+    check_semaphores()
     check_cards()
     serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
     from rollout.vllm import start_engine

@@ -7,20 +7,27 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+from datafiles.text import first_line
 from rollout.stopping import stops_handled
 
 # The last rank may still be sampling a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
+SEEN_WITHIN_S = 60.0
+"""For this long a network file system may not show what another machine has just made."""
 # Variables that torchrun and DeepSpeed's launcher set for each process. LOCAL_RANK, which has a default, is not listed.
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The number of processes that MPI or Slurm started together, in a process that one of them started.
 TOGETHER = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 # How gloo says it, which a single process uses too.
 NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+)")
+# How torch says that a process that is told another's address has not met it.
+NOT_MET = re.compile(r"The client socket has (timed out|failed)|waiting for clients")
 # How NCCL says that processes were not told which of them takes which card.
 SAME_CARD = re.compile(r"Duplicate GPU detected\s*:\s*rank (?P<one>\d+) and rank (?P<other>\d+)")
 
@@ -74,10 +81,38 @@ def unjoined() -> str:
     )
 
 
+def same_card(error: Exception) -> str | None:
+    """The message for nccl's error where two ranks have one card; None for any other error. It may come as late as with
+    the first collective call."""
+    if (found := SAME_CARD.search(str(error))) is None:
+        return None
+    return (
+        f"ranks {found['one']} and {found['other']} have the same card, as LOCAL_RANK is "
+        f"{os.environ.get('LOCAL_RANK', '0')} here: start the processes with torchrun, or set LOCAL_RANK to each one's "
+        "number on its machine"
+    )
+
+
+def _explain_meeting(said: str, error: Exception) -> None:
+    told = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
+    if "EADDRINUSE" in said:
+        raise ValueError(
+            f"MASTER_PORT is {told['MASTER_PORT']}, and another process listens there, as another run's first one "
+            "does: give each run a port of its own (torchrun --standalone finds one)"
+        ) from error
+    if NOT_MET.search(said):
+        raise ConnectionError(
+            f"rank {told['RANK']} of {told['WORLD_SIZE']} has not met the others at MASTER_ADDR:MASTER_PORT, "
+            f"{told['MASTER_ADDR']}:{told['MASTER_PORT']} ({said.rstrip('.')}): start as many processes as WORLD_SIZE "
+            "says, and give them an address of rank 0's machine that the others reach"
+        ) from error
+
+
 @contextlib.contextmanager
 def joining() -> Iterator[None]:
     """Raises `ValueError` where gloo does not find the network interface that it is told, as one that is another
-    machine's, and where nccl finds two ranks on one card.
+    machine's, where nccl finds two ranks on one card, and where MASTER_PORT is in use; `ConnectionError` where the
+    processes have not met.
 
     A signal to stop ends the process, as the wait for the other ranks would not let a handler run for minutes.
     """
@@ -85,12 +120,9 @@ def joining() -> Iterator[None]:
         with stops_handled(signal.SIG_DFL):
             yield
     except RuntimeError as error:
-        if (shared := SAME_CARD.search(str(error))) is not None:
-            raise ValueError(
-                f"ranks {shared['one']} and {shared['other']} have the same card, as LOCAL_RANK is "
-                f"{os.environ.get('LOCAL_RANK', '0')} here: start the processes with torchrun, or set LOCAL_RANK to "
-                "each one's number on its machine"
-            ) from error
+        if (shared := same_card(error)) is not None:
+            raise ValueError(shared) from error
+        _explain_meeting(first_line(error), error)
         if (found := NO_INTERFACE.search(str(error))) is None:
             raise
         there = [name for _, name in socket.if_nameindex()]
@@ -103,6 +135,14 @@ def joining() -> Iterator[None]:
             f"GLOO_SOCKET_IFNAME is {found['name']!r}, and no network interface of that name is up: there are "
             f"{', '.join(there)}"
         ) from error
+
+
+def is_seen(path: Path) -> bool:
+    """Whether this process sees what another, perhaps on another machine, has just made."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not (seen := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return seen
 
 
 def join_launch() -> Launch:

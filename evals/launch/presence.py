@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from datafiles.text import first_line
+from evals.launch.group import same_card
 from rewards.command import print_error
 from rollout.stopping import Stopped
 
@@ -37,10 +38,12 @@ _here: Presence | None = None
 
 
 def lost_rank(error: Exception) -> str | None:
-    """The message for an error that shows that another of the launcher's processes is gone or does not answer; None for
-    any other error."""
+    """The message for an error that shows that another of the launcher's processes is gone, does not answer, or has
+    this one's card; None for any other error."""
     import torch.distributed as dist
 
+    if (shared := same_card(error)) is not None:
+        return shared
     line = first_line(error)
     of_gloo = OF_GLOO.fullmatch(line)
     if of_gloo is None and not isinstance(error, dist.DistError | LostRankError):

@@ -127,7 +127,12 @@ def join_ranks() -> Ranks:
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
+    if ranks.count > 1 and "LOCAL_WORLD_SIZE" not in os.environ:
+        # MPI and Slurm have it by other names, and by hand nobody sets it. They share a machine's memory and cards.
+        here = socket.gethostname()
+        os.environ["LOCAL_WORLD_SIZE"] = str(ranks.gather([here]).count(here))
+    return ranks
 
 
 WORKERS_LET_GO_S = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,10 +10,11 @@ from datafiles.dropped import Dropped
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.collective import check_same
 from rollout.prompts.cursor import Cursor, Mixed
 from rollout.prompts.problems import load_problems, turns_left_out
 from rollout.prompts.renderer import Renderer
-from rollout.types import Prompt
+from rollout.types import Problem, Prompt
 
 # Hardly any tokenizer has longer tokens, so a text of more than this times the token limit is dropped untokenized.
 CHARACTERS_PER_TOKEN = 256
@@ -58,11 +60,20 @@ class TrainingData:
         return notes
 
 
+def digest_of(problems: Sequence[Problem]) -> str:
+    """A digest of the problems and their reference answers, in order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(f"{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
 def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) -> TrainingData:
     """Load, check and render the training problems.
 
     Drops problems whose reference answer does not grade correct against itself, as no completion could be rewarded, and
-    prompts over the limit, which would leave no room to answer. Raises `ValueError` when nothing is left.
+    prompts over the limit, which would leave no room to answer. Raises `ValueError` when nothing is left, or when the
+    ranks read different problems.
     """
     rewards = config.rewards
     loaded = load_problems(
@@ -72,6 +83,7 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
         need_answer=rewards.correct_weight > 0,
         with_extra=rewards.function is not None,
     )
+    check_same(ranks, {"data": digest_of(loaded.problems)})
     mine = ranks.share(loaded.problems)
     checks = ranks.gather(grader.check_references([one.answer for one in mine], [one.entry for one in mine]))
     dropped, prompts = loaded.dropped, []

@@ -34,10 +34,12 @@ from rl_engine.policy.lora.targets import match_targets
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all
 from rl_engine.run.console import RunConsole
 from rl_engine.run.memory import PhasePeaks, available
+from rl_engine.run.origin.inputs import inputs_of
 from rl_engine.run.output import begins
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
-from rl_engine.sampling.data import TrainingData, cursor_of, prepare
+from rl_engine.sampling.collective import check_same
+from rl_engine.sampling.data import TrainingData, cursor_of, digest_of, prepare
 from rl_engine.sampling.past_versions import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
@@ -144,6 +146,7 @@ def prepare_run(
     `least_context`: the minimum context length, in tokens, to build the sampler for, even if this configuration needs
     less.
     """
+    check_same(ranks, inputs_of(config))
     check_fits(memory_of_run(config, ranks), available(ranks))
     layout_of(config, ranks.device)
     check_attention(config.learner.attention, "learner.attention")
@@ -158,6 +161,8 @@ def prepare_run(
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer, data.extra_columns)
+        problems = [prompt.problem for _, prompts in suites for prompt in prompts]
+        check_same(ranks, {"eval.suites": digest_of(problems)})
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
     if (note := renderer.endless_turn(ends, sampling.stop)) is not None:

@@ -16,6 +16,7 @@ from rl_engine.run.bottleneck import bottleneck_line, settings_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, Earlier, check_output, sole_writer
 from rl_engine.run.records import REPORT, read_metrics
+from rl_engine.sampling.collective import check_shared
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
 from rl_engine.train.loop import LiveRun, summary_paths, train
@@ -37,7 +38,7 @@ def train_run(
     console = shared.console if shared else RunConsole(quiet=not ranks.is_main, steps=0)
     mine = sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note)
     with mine if ranks.is_main else contextlib.nullcontext() as earlier:
-        ranks.barrier()
+        check_shared(Path(config.output_dir), ranks)
         for note in check_output(config, resume=beginning.resume):
             console.note(note)
         return train_in_place(config, ranks, stop, resume=beginning.resume, earlier=earlier, shared=shared)

@@ -307,6 +307,30 @@ def test_a_rank_of_another_program_silences_no_command(
 
 
 @pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', where a launcher gives a number: start"),
+        ({"WORLD_SIZE": "2", "RANK": "$SLURM_PROCID"}, "RANK is '$SLURM_PROCID', where"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500 "}, "MASTER_PORT is '29500 ', where"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2: the ranks are 0 to 1"),
+    ],
+)
+def test_what_no_launcher_says_is_refused_by_its_name(
+    told: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def unreached() -> None:
+        pytest.fail("the command ran")
+
+    monkeypatch.setattr(os, "environ", dict(told))
+    with pytest.raises(SystemExit, match="2"):
+        app([], standalone_mode=False)
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
     ("told", "settled"),
     [
         ({"RANK": "3"}, {}),

@@ -91,13 +91,20 @@ def test_each_policy_has_its_share_of_the_time_of_batches(
     assert sum(spent_s) >= 0.2
 
 
-def test_a_rank_without_a_batch_starts_its_engine_too(tmp_path: Path, adapter: Path) -> None:
-    """An engine is ready only when those of all ranks are; if one rank were left out, the others would wait forever."""
+def test_a_rank_without_a_batch_starts_its_engine_too(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine is ready only when those of all ranks are; if one rank were left out, the others would wait forever.
+    A rank on a machine that lacks the main one's file is refused first."""
     options = options_for(tmp_path, adapter, limit=4, adapters=())
 
     class Second(Launch):
         def barrier(self) -> None: ...
 
+    monkeypatch.setattr("evals.launch.group.SEEN_WITHIN_S", 0.0)
+    with pytest.raises(ValueError, match="--output: rank 1 does not see what rank 0 writes"):
+        measure(options, scripted(), Second(1, 2))
+    options.output.with_suffix(".partial.jsonl").touch()
     idle = scripted()
     measure(options, idle, Second(1, 2))
     assert idle.settings is not None

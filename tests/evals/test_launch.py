@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -100,8 +101,43 @@ def test_ranks_that_have_one_card_are_told_what_is_missing(monkeypatch: pytest.M
     monkeypatch.setenv("LOCAL_RANK", "0")
     said = "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 3b000"
     told = r"^ranks 1 and 0 have the same card, as LOCAL_RANK is 0 here: start .* torchrun, or set LOCAL_RANK to each"
+    error = dist.DistBackendError(f"NCCL error in: NCCLUtils.cpp:94, invalid usage, NCCL version 2.29\n{said}")
     with pytest.raises(ValueError, match=told), joining():
-        raise dist.DistBackendError(f"NCCL error in: NCCLUtils.cpp:94, invalid usage, NCCL version 2.29\n{said}")
+        raise error
+    assert re.match(told, str(lost_rank(error)))  # nccl itself joins with the first collective call
+
+
+IN_USE = (
+    "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
+    "name: EADDRINUSE, message: address already in use"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        (IN_USE, ValueError, "^MASTER_PORT is 29500, and another process listens there, .*: give each run a port"),
+        (
+            "Timed out after 1801 seconds waiting for clients. 1/2 clients joined.",
+            ConnectionError,
+            "1/2 clients joined",
+        ),
+        (
+            "The client socket has timed out after 1800000ms while trying to connect to (head, 29500).",
+            ConnectionError,
+            r"^rank 1 of 2 has not met the others at MASTER_ADDR:MASTER_PORT, head:29500 \(The client .*: start",
+        ),
+        ("Read error [127.0.0.1]:23962: Connection reset by peer", RuntimeError, "^Read error"),
+    ],
+    ids=["port", "clients", "client", "lost"],
+)
+def test_ranks_that_have_not_met_are_not_called_lost(
+    said: str, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in zip(LAUNCH_VARIABLES, ("1", "2", "head", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(kind, match=told), joining():
+        raise dist.DistNetworkError(said)
 
 
 @pytest.mark.parametrize(

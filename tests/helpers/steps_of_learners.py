@@ -1,7 +1,8 @@
 """A program: takes three learner steps for each of the given settings, and rank 0 saves the weights.
 
 steps_of_learners.py OUTPUT_DIR RANKS NAME 'key.sub=value key.sub=value' …, with `--` before the next number of ranks.
-Ranks are forks of this process, which loads the libraries once, and have the variables that torchrun gives to its own.
+Ranks are forks of this process, which loads the libraries once, and have variables as torchrun gives them to its own,
+but each takes itself for alone on its machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -62,7 +64,9 @@ def check_collectives(ranks: Ranks) -> None:
 
 def learn(output: Path, named_settings: list[str], launched: dict[str, str]) -> None:
     os.environ.update(launched)
-    ranks = join_ranks()
+    with mock.patch("socket.gethostname", return_value=f"machine-{launched['RANK']}"):
+        ranks = join_ranks()
+    assert os.environ.get("LOCAL_WORLD_SIZE") == ("1" if ranks.count > 1 else None)
     check_collectives(ranks)
     # Shard everything under ZeRO-3, including the smallest weights.
     learner_module.PERSISTENT_PARAMETERS = 0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from evals.launch import group
+from rl_engine.config import load_config
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.collective import together
+from rl_engine.sampling.collective import check_shared, together
+from rl_engine.sampling.data import prepare
 from rollout.engine import EngineError
 from rollout.stopping import Stopped, StopRequest
 from tests.helpers.thread_ranks import ThreadRank, on_each
@@ -70,3 +77,31 @@ def test_a_rank_alone_raises_what_it_meets() -> None:
         raise OSError("no space")
     with pytest.raises(Stopped), together(alone, StopRequest(signum=2)):
         pass
+
+
+def test_a_directory_that_another_rank_does_not_see_is_refused_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "SEEN_WITHIN_S", 0.0)
+    (here := tmp_path / "run").mkdir()
+
+    def found(places: tuple[Path, Path]) -> list[str]:
+        return on_each(ThreadRank.both(), lambda rank: check_shared(places[rank.rank], rank), (ConfigError,))
+
+    assert found((here, here)) == [None, None]
+    for message in found((here, tmp_path / "elsewhere" / "run")):
+        assert "output_dir: rank 1 does not see what rank 0 writes" in message
+    assert not list(here.iterdir())
+
+
+def test_ranks_that_read_different_problems_do_not_train(tmp_path: Path) -> None:
+    def read(rank: Ranks) -> object:
+        file = tmp_path / f"{rank.rank}.jsonl"
+        rows = [{"problem": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(3 - rank.rank)]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        config = load_config("quickstart.yaml", ["data.source=jsonl", f"data.path={file}"])
+        unused: Any = None
+        return prepare(config, unused, unused, rank)
+
+    for message in on_each(ThreadRank.both(), read, (ConfigError,)):
+        assert "data: rank 1 reads something else there than rank 0" in message

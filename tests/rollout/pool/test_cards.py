@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -25,7 +26,7 @@ from rl_engine.train.__main__ import app as train
 from rollout import servable
 from rollout.pool.cards import visible_cards
 from rollout.pool.local_cluster import _visible_cards
-from rollout.servable import check_cards, driver_version, serving_precision
+from rollout.servable import check_cards, check_semaphores, driver_version, serving_precision
 from tests.conftest import ConfigMaker
 
 UUIDS = ("GPU-6c1f3d4e-0000-0000-0000-000000000001", "MIG-6c1f3d4e-0000-0000-0000-000000000002")
@@ -119,6 +120,17 @@ def test_where_no_card_answers_nothing_is_reported(old_driver: Path, answer: str
     old_driver.write_text(f"#!/bin/sh\n{answer}\n")
     assert driver_version() is None
     check_cards()
+
+
+def test_shared_memory_that_takes_no_semaphore_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_semaphores()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("multiprocessing.synchronize.Lock", full)
+    with pytest.raises(ValueError, match=r"none can be made in /dev/shm \(No space left on device\): make room there"):
+        check_semaphores()
 
 
 def test_a_torch_without_cuda_is_not_asked_about_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
