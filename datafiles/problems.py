@@ -74,7 +74,7 @@ class ProblemRow:
     level: str
     subject: str
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """The other columns, in a form that JSON can carry; empty unless asked for."""
+    """The columns beside problem and answer, in a form that JSON can carry; empty unless asked for."""
 
 
 def problem_rows(
@@ -142,14 +142,17 @@ def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str
         held = held.get("text", list(held.values()))  # ARC's way, and {"A": …}
     if not isinstance(held, list) or not held:
         return ""
-    texts = [plain(choice) for choice in held]
-    names_one = LETTER.fullmatch(answer) or (answer.isdecimal() and int(answer) < len(texts))
-    is_value = any(answer in WORD.findall(text) for text in texts)  # 3 of a choice $3$
-    return name if names_one and not is_value and not any(text in asked for text in texts if text) else ""
+    texts = [text for choice in held if (text := plain(choice))]
+    names_one = LETTER.fullmatch(answer) or (answer.isdecimal() and int(answer) < len(held))
+    is_place = isinstance(cell(row, columns.answer), int) and all(isinstance(choice, str) for choice in held)
+    is_value = not is_place and any(answer in WORD.findall(text) for text in texts)  # 3 of a choice $3$
+    shown = sum(text in asked for text in texts)  # a number among the choices may be one of the problem's own
+    return name if names_one and not is_value and shown <= len(texts) / 2 else ""
 
 
 def _others(row: Row, columns: Columns) -> dict[str, Any]:
-    return {str(name): for_json(value) for name, value in row.items() if name not in columns.named}
+    given = (columns.problem, columns.answer)
+    return {str(name): for_json(value) for name, value in row.items() if name not in given}
 
 
 def _is_text(text: str) -> bool:

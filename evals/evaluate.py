@@ -63,7 +63,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     policies = contenders(options, model_config, console)
     adapted = any(policy.ref is not None for policy in policies)
     check_servable(model_config, f"--model {options.model}", adapter=adapted)
-    trained = agreed(options.model, policies)
+    trained = agreed(options.model, policies, options.suites)
     if trained is not None:
         console.print(escape(trained.describe()), soft_wrap=True)
         tokenizer.chat_template = trained.chat_template or tokenizer.chat_template

@@ -85,9 +85,9 @@ def _ask(item: HubItem) -> None:
         url = hf_hub_url(item.repo, file, repo_type=item.kind, revision=item.revision)
         get_hf_file_metadata(url, timeout=LONGEST_WAIT_S)
     except errors.HFValidationError as error:
-        raise HubError(
-            f"{item.what}: {item.repo!r} is neither a directory here nor a name of the hub, which is ORG/NAME"
-        ) from error
+        neither = "neither a directory here nor" if item.kind == "model" else "not"
+        end = "" if item.kind == "model" else f": {item.instead}"
+        raise HubError(f"{item.what}: {item.repo!r} is {neither} a name of the hub, which is ORG/NAME{end}") from error
     except errors.OfflineModeIsEnabled as error:
         raise _UnreachableError("may not be asked (HF_HUB_OFFLINE is set)") from error
     except httpx2.TransportError as error:

@@ -17,7 +17,7 @@ from datafiles.tasks import Task
 from datafiles.text import read_text
 from evals.partial_results import differences
 from evals.policies import Policy
-from evals.suites import ANSWER_FORMS, generated_by
+from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, generated_by
 from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST
@@ -28,6 +28,7 @@ from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, tasks_of
 
 CONFIG = "config.yaml"
+GENERATED_SUITE = "held_out"
 RECORD = "run"
 """Subdirectory of a model's directory that records which run made it."""
 
@@ -45,7 +46,7 @@ class TrainingProtocol:
     chat_template: str | None = None
     """The Jinja text that replaced the model's own chat template; only in supervised runs."""
     generated: tuple[DataConfig, ...] = ()
-    """The generated sources that the run trained on, from which `held_out` takes its problems."""
+    """The generated sources that the run trained on or asked, from which `held_out` takes its problems."""
     max_tokens: int | None = None
     """The completion limit, in tokens, of the run's evaluations or else of its training."""
 
@@ -126,7 +127,7 @@ def _read(path: Path, directory: Path) -> TrainingProtocol:
             stop=tuple(values.get("sampling", {}).get("stop", ())),
             answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
             chat_template=_chat_template(data.get("chat_template"), path, directory),
-            generated=_generated(data, supervised=rewards is None),
+            generated=_generated(data, values.get("eval", {}).get("suites") or (), supervised=rewards is None),
             max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
@@ -134,12 +135,12 @@ def _read(path: Path, directory: Path) -> TrainingProtocol:
         raise ValueError(f"{path} is not the configuration of a run of this version: {reason}") from error
 
 
-def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, ...]:
-    """The generated sources in a run's data. Supervised runs have no settings for sums that an evaluation could use, so
-    only their tasks are taken over."""
+def _generated(data: dict[str, Any], suites: Sequence[str], *, supervised: bool) -> tuple[DataConfig, ...]:
+    """The generated sources in a run's data, or without any those of its own suite `held_out`. Supervised runs have no
+    settings for sums that an evaluation could use, so only their tasks are taken over."""
     keys = ("source", "mix", "task", "task_settings", *(() if supervised else ("arithmetic",)))
-    parts = [data, *(data.get("mix") or ())]
-    if not any(part["source"] == REASONING_GYM or (part["source"] == ARITHMETIC and not supervised) for part in parts):
+    sources = {part["source"] for part in (data, *(data.get("mix") or ()))}
+    if REASONING_GYM not in sources and (supervised or not (ARITHMETIC in sources or GENERATED_SUITE in suites)):
         return ()
     return generated_by(DataConfig.model_validate({key: data[key] for key in keys if key in data}))
 
@@ -160,10 +161,11 @@ def _chat_template(name: Any, config: Path, directory: Path) -> str | None:
     )
 
 
-def agreed(model: str, policies: Sequence[Policy]) -> TrainingProtocol | None:
+def agreed(model: str, policies: Sequence[Policy], suites: Sequence[str]) -> TrainingProtocol | None:
     """The settings with which all policies were trained: the adapters', or else the model's if a run of ours made it.
 
-    Raises `ValueError` if two adapters were trained with different settings, because all get the same prompts.
+    Raises `ValueError` if two adapters were trained with different settings, because all get the same prompts. Which
+    problems were generated for their training counts only if `held_out`, which continues them, is among the suites.
     """
     found = {policy.label: training_protocol(policy.ref.path) for policy in policies if policy.ref is not None}
     known = {label: one for label, one in found.items() if one is not None}
@@ -171,29 +173,37 @@ def agreed(model: str, policies: Sequence[Policy]) -> TrainingProtocol | None:
         return training_protocol(from_home(model).resolve())
     (label, first), *others = known.items()
     for other, one in others:
-        changed = differences(_deciding(first), _deciding(one))
-        if changed:
+        if changed := differences(_prompting(first), _prompting(one)):
             raise ValueError(
                 f"{label} and {other} were trained with different prompts, and one evaluation prompts all alike: "
                 f"measure them one by one ({'; '.join(changed)})"
             )
+        if GENERATED_SUITE in suites and (changed := differences(_held_out(first), _held_out(one), GENERATED_SUITE)):
+            raise ValueError(
+                f"--suite {GENERATED_SUITE}: {label} and {other} were trained on different generated problems, and one "
+                f"evaluation asks all the same: measure them one by one, or on other suites ({'; '.join(changed)})"
+            )
     return first
 
 
-def _deciding(one: TrainingProtocol) -> dict[str, Any]:
+def _held_out(one: TrainingProtocol) -> list[dict[str, Any]]:
+    sources = one.generated or ASKED_OF_EMBEDDED
+    return [source.model_dump(mode="json", exclude_defaults=True) for source in sources]
+
+
+def _prompting(one: TrainingProtocol) -> dict[str, Any]:
     return {
         "prompt": one.prompt.model_dump(mode="json"),
         "stop": list(one.stop),
         "answer_forms": list(one.answer_forms),
         "chat_template": one.chat_template,
-        "generated": [source.model_dump(mode="json") for source in one.generated],
     }
 
 
 def model_overridden(model: str, trained: TrainingProtocol) -> list[str]:
     """Warnings if the base model was itself trained with other settings than the adapter, whose settings are used."""
     own = training_protocol(from_home(model).resolve())
-    changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
+    changed = differences(_prompting(own), _prompting(trained)) if own is not None else []
     return [f"--model is prompted like the adapter, not as in its own training: {line}" for line in changed]
 
 

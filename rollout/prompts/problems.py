@@ -116,7 +116,9 @@ def hub_items(config: DataConfig, what: str = "data.source", instead: str = "giv
                 repo=one.path,
                 kind="dataset",
                 revision=one.revision,
-                instead=instead,
+                instead=f"it is a path here, for data.source=file data.path={one.path}"
+                if Path(one.path).exists()
+                else instead,
             )
             for one in names
         ]
@@ -136,7 +138,7 @@ def load_problems(
     """Load the problems of a source in its own order, or those of a mix source by source.
 
     `split` and `seed` matter only to generators: other sources hold one split each. Messages refer to the file by `key`
-    and to a column by `column_option`, with `{role}` and `{name}`. `with_extra` keeps the columns that have no role.
+    and to a column by `column_option`, with `{role}` and `{name}`. `with_extra` keeps all but problem and answer.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     check_source(config, key)

@@ -154,7 +154,10 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
         ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
         ({"choices": ["Rome", "Oslo"], "answer": "Lima"}, True),
         ({"choices": ["Rome", "Oslo"], "answer": 2}, True),  # they are counted from 0
-        ({"choices": ["1", "2"], "answer": 1}, True),
+        ({"choices": ["1", "2"], "answer": "1"}, True),
+        ({"choices": [1, 2], "answer": 1}, True),
+        ({"choices": ["0", "4", "1", "6"], "answer": 1}, False),  # MMLU: a place, though a choice reads 1
+        ({"choices": ["2", "7", "3"], "answer": 0, "problem": "What is 10-3?"}, False),
         ({"options": ["$3$", "$1$", "$4$"], "answer": "1"}, True),
         ({"choices": [], "answer": "B"}, True),
         ({"choices": ["Rome", "Oslo"], "answer": "B", "problem": "Which? A. Rome B. Oslo"}, True),

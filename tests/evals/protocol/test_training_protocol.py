@@ -69,7 +69,7 @@ def test_the_prompt_of_the_run_is_found_wherever_the_adapter_is(tmp_path: Path, 
     given = str(pushed(ref, tmp_path / "run") if place == "pushed" else tmp_path / place)
     _, meant = named_version(given)
     ref = AdapterRef(name="mine", version=3, path=meant.directory.resolve(), sha256="", rank=2)
-    trained = agreed("embedded", [Policy(label="mine", ref=ref)])
+    trained = agreed("embedded", [Policy(label="mine", ref=ref)], ["held_out"])
     assert trained is not None
     suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256, trained)
     problem = suite.prompts[0].problem.text
@@ -110,7 +110,7 @@ def test_a_supervised_run_brings_its_chat_template(tmp_path: Path) -> None:
 def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: Any) -> None:
     write_peft(tmp_path / "mine")
     assert training_protocol(tmp_path / "mine") is None
-    assert agreed("embedded", [Policy(label="base")]) is None
+    assert agreed("embedded", [Policy(label="base")], ["held_out"]) is None
     suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256)
     assert (suite.prompt.template, suite.prompt.instruction, suite.answer_forms) == ("chat", None, ("boxed",))
     trained = training_protocol(write_run(tmp_path / "run", reinforced()).path)
@@ -124,7 +124,22 @@ def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path)
         for name in ("one", "two")
     ]
     with pytest.raises(ValueError, match=r"one and two were trained with different prompts.*was 'one' and is 'two'"):
-        agreed("embedded", policies)
+        agreed("embedded", policies, ["gsm8k"])
+
+
+def test_only_held_out_asks_for_the_problems_of_one_run(tmp_path: Path) -> None:
+    """A run on a file that asked `held_out` made its sums from `data.arithmetic`, and so does its evaluation."""
+    own = ("data.source=file", "data.path=x.jsonl", "data.arithmetic.largest=9")
+    runs = {"sums": reinforced(), "file": reinforced(*own), "alike": reinforced(*own[:2])}
+    refs = {name: write_run(tmp_path / name, text) for name, text in runs.items()}
+    trained = training_protocol(refs["file"].path)
+    assert trained is not None
+    assert trained.generated == generated_by(load_config("quickstart.yaml", own).data)
+    sums, file, alike = (Policy(label=name, ref=ref) for name, ref in refs.items())
+    assert agreed("embedded", [sums, file], ["gsm8k", "mine.jsonl"]) == training_protocol(refs["sums"].path)
+    assert agreed("embedded", [sums, alike], ["held_out"]) is not None
+    with pytest.raises(ValueError, match=r"sums and file were trained on different generated problems.*'largest': 20"):
+        agreed("embedded", [sums, file], ["gsm8k", "held_out"])
 
 
 def merged(ref: AdapterRef, run: Path) -> Path:
@@ -139,20 +154,20 @@ def merged(ref: AdapterRef, run: Path) -> Path:
 def test_a_merged_model_is_asked_as_its_adapter(tmp_path: Path) -> None:
     ref = write_run(tmp_path / "run", reinforced("prompt.instruction=Think.", f"sampling.stop={json.dumps(STOP)}"))
     model = merged(ref, tmp_path / "run")
-    trained = agreed(str(model), [Policy(label="base")])
+    trained = agreed(str(model), [Policy(label="base")], ["held_out"])
     assert trained is not None
     assert (trained.prompt.instruction, list(trained.stop)) == ("Think.", STOP)
     assert trained.describe().startswith(f"asked as in training ({model}/run/config.yaml)")
     # A user's own directory of that name is not a record of ours.
     (model / "run" / MANIFEST).unlink()
-    assert agreed(str(model), [Policy(label="base")]) is None
+    assert agreed(str(model), [Policy(label="base")], ["held_out"]) is None
 
 
 def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None:
     """It also reports that the model was trained with other prompts."""
     model = merged(write_run(tmp_path / "first", reinforced("prompt.instruction=Think.")), tmp_path / "first")
     policy = Policy(label="mine", ref=write_run(tmp_path / "second", reinforced("prompt.instruction=Be brief.")))
-    trained = agreed(str(model), [policy])
+    trained = agreed(str(model), [policy], ["held_out"])
     assert trained is not None
     assert trained.prompt.instruction == "Be brief."
     (line,) = model_overridden(str(model), trained)

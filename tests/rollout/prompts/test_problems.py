@@ -153,7 +153,8 @@ def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
     )
     assert [(p.id, p.part, p.answer) for p in loaded.problems] == [("0-x", 0, "0"), ("1-x", 1, "4")]
     assert loaded.dropped.counts == {"id seen before": 1, "no a": 1}
-    assert [one.extra for one in whole.problems] == [{"difficulty": 3}, {"difficulty": None}]
+    # A reward function may also ask for a column that has a role, such as the level.
+    assert [one.extra for one in whole.problems] == [{"id": "x", "difficulty": 3}, {"id": "x", "difficulty": None}]
     with pytest.raises(FileNotFoundError, match=r"data.mix.1.path: no such file"):
         load(source="mix", mix=[{"source": "arithmetic"}, {"source": "file", "path": "gone.csv"}])
     with pytest.raises(ValueError, match=r"data.mix.0.source is 'file'; data.mix.0.source: file needs data.mix.0.path"):
@@ -219,7 +220,7 @@ def test_a_mix_counts_what_all_its_sources_drop(tmp_path: Path) -> None:
     assert loaded.dropped.examples == {"no answer": "a.jsonl:2", "not JSON": "b.jsonl:3"}
 
 
-def test_the_datasets_of_a_mix_are_named_by_its_keys() -> None:
+def test_the_datasets_of_a_mix_are_named_by_its_keys(tmp_path: Path) -> None:
     """MATH also needs the problems that it leaves out; what is read from a file or generated needs nothing."""
     columns = ColumnsConfig(level="hardness", subject="topic")
     hub = DataConfig(source="hub", name="org/set", subset="easy", columns=columns)
@@ -235,6 +236,8 @@ def test_the_datasets_of_a_mix_are_named_by_its_keys() -> None:
     ]
     (one,) = hub_items(DataConfig(source="gsm8k"), "the suite", "give a file")
     assert (one.what, one.repo, one.instead) == ("the suite gsm8k", "openai/gsm8k", "give a file")
+    (here,) = hub_items(DataConfig(source="hub", name=str(tmp_path)))
+    assert here.instead == f"it is a path here, for data.source=file data.path={tmp_path}"
 
 
 def test_rows_without_an_answer_are_for_rewards_without_one(
