@@ -205,7 +205,7 @@ ELSEWHERE: dict[str, str] = {
     "ppo_max_token_len_per_gpu": "learner.tokens_per_microbatch",
     "log_prob_micro_batch_size_per_gpu": "learner.tokens_per_microbatch",
     "ppo_mini_batch_size": "learner.updates_per_step",
-    "num_iterations": "learner.updates_per_step",
+    "num_iterations": "learner.epochs_per_step",
     "steps_per_generation": "learner.updates_per_step",
     "filter_groups.enable": "train.max_problems_per_step",
     "dynamic_sampling": "train.max_problems_per_step",
