@@ -60,8 +60,8 @@ def read_task_prompts(
     prompts = list(islice((prompt for prompt in drawn if len(prompt.token_ids) <= longest_prompt), count))
     if not prompts:
         raise ValueError(f"--prompts {source}: every prompt is over data.max_prompt_tokens ({longest_prompt:,})")
-    asked = {"n": samples, "max_tokens": max_tokens or sampling.max_tokens, "stop": (*renderer.stop, *sampling.stop)}
-    return TaskPrompts(prompts, sampling.model_copy(update={**asked, "temperature": 1.0, "top_p": 1.0}))
+    stop = (*renderer.stop, *sampling.stop)
+    return TaskPrompts(prompts, SamplingConfig(n=samples, max_tokens=max_tokens or sampling.max_tokens, stop=stop))
 
 
 def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, SamplingConfig, int]:

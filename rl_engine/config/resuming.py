@@ -174,17 +174,19 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
         was, now = value_at(old, key, default), value_at(new, key)
         if _plain(was) != _plain(now) and not (now in ("auto", None) and key in KEPT):
             rule = rules_of(table, key)[0]
-            reason = _reason(was, now, new["optim"]) if rule is ResumeRule.LENGTH else ""
+            reason = _reason(was, now, config) if rule is ResumeRule.LENGTH else ""
             found.append(Changed(key, was, now, rule, reason))
     return found
 
 
-def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
+def _reason(old: Any, new: Any, config: Config | SftConfig) -> str:
     """Why a length may not change like this; empty if it may."""
     if old is None or new is None or new < old:
         return "it may be raised, not lowered"
-    if optim.get("schedule", "constant") != "constant":
-        return f"with optim.schedule {optim['schedule']} the rate of every step depends on it"
+    if config.optim.schedule != "constant":
+        return f"with optim.schedule {config.optim.schedule} the rate of every step depends on it"
+    if isinstance(config, SftConfig) and config.data.is_endless:
+        return f"without data.limit it says how many examples data.source {config.data.source} makes and shuffles"
     return ""
 
 

@@ -27,6 +27,7 @@ from rollout.config import (
     TaskName,
     TaskSettings,
 )
+from rollout.prompts.problems import GENERATED
 
 
 class ChatColumnsConfig(Section):
@@ -104,6 +105,11 @@ class SftDataConfig(Section):
         2048, ge=2, description="Drop examples longer than this and report how many; also the length of packed rows."
     )
     packing: bool = Field(False, description="Concatenate examples into rows of up to `max_tokens`.")
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it makes as many training examples as the run takes."""
+        return self.limit is None and self.source in GENERATED
 
 
 class SftPromptConfig(PromptConfig):

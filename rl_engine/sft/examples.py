@@ -27,7 +27,6 @@ from rl_engine.sft.conversations import THOUGHTS, UNLEARNED, Conversation, Messa
 from rollout.config import PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
-from rollout.prompts.problems import GENERATED
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
@@ -256,7 +255,7 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
 
 def wanted(config: SftConfig) -> int | None:
     """The number of training examples to take; None for all."""
-    if config.data.limit is None and config.data.source in GENERATED:
+    if config.data.is_endless:
         if config.train.steps is None:
             raise ValueError(f"data.source {config.data.source} has no end: give data.limit, or train.steps")
         return config.train.steps * config.train.batch_size

@@ -93,6 +93,8 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (Config, "gradient_accumulation_steps=9", ["train.problems_per_step", "learner.tokens_per_microbatch"]),
         (SftConfig, "gradient_accumulation_steps=9", ["train.batch_size", "train.microbatch_size"]),
         (Config, "beta=0.1", ["loss.kl_coef"]),
+        (Config, "num_iterations=2", ["learner.epochs_per_step"]),
+        (Config, "steps_per_generation=2", ["learner.updates_per_step"]),
         (Config, "epsilon=0.1", ["loss.clip_low", "loss.clip_high"]),
         (Config, "actor_rollout_ref.rollout.n=8", ["actor_rollout_ref.rollout.n", "sampling.n"]),
         (Config, "actor_rollout_ref.actor.optim.lr=1", ["optim.lr"]),

@@ -94,22 +94,25 @@ def test_certain_tokens_have_no_entropy_and_no_nan() -> None:
 # Micro-batches.
 
 
-def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[TrainingSample]) -> None:
-    for budget in (1, 20, 40, 60, 10_000):
-        batches = pack(samples, budget, "padded")
-        assert sorted(s.num_tokens for batch in batches for s in batch) == sorted(s.num_tokens for s in samples)
-        for batch in batches:
-            assert len(batch) == 1 or len(batch) * max(s.num_tokens for s in batch) <= budget
-    assert len(pack(samples, 10_000, "padded")) == 1
-    assert len(pack(samples, 1, "padded")) == len(samples)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_micro_batch_is_measured_by_its_positions(layout: str, samples: list[TrainingSample]) -> None:
+def test_micro_batches_stay_within_the_budget_and_lose_nothing(layout: str, samples: list[TrainingSample]) -> None:
+    """The longest sample comes first, and each micro-batch takes what fits before another is begun."""
     rows = [replace(sample, prompt_ids=samples[i % 3].prompt_ids) for i, sample in enumerate(samples)]
-    positions = collate(rows, pad_id=0, layout=layout).input_ids_BT.numel()
-    assert len(pack(rows, positions, layout)) == 1
-    assert len(pack(rows, positions - 1, layout)) == 2
+
+    def positions(batch: Sequence[TrainingSample]) -> int:
+        return collate(batch, pad_id=0, layout=layout).input_ids_BT.numel()
+
+    for budget in (1, 20, 40, 60, 10_000):
+        batches = pack(rows, budget, layout)
+        assert sorted(s.num_tokens for batch in batches for s in batch) == sorted(s.num_tokens for s in rows)
+        assert batches[0][0].num_tokens == max(s.num_tokens for s in rows)
+        assert all(len(batch) == 1 or positions(batch) <= budget for batch in batches)
+        for batch, after in itertools.pairwise(batches):
+            assert positions([*batch, after[0]]) > budget
+    assert len(pack(rows, 1, layout)) == len(rows)
+    whole = positions(rows)
+    assert len(pack(rows, whole, layout)) == 1
+    assert len(pack(rows, whole - 1, layout)) == 2
 
 
 def test_ranks_share_all_micro_batches_in_equally_many_passes(samples: list[TrainingSample]) -> None:

@@ -205,20 +205,29 @@ def test_what_may_change_is_noted_from_the_runs_own_file_too(tmp_path: Path) -> 
     assert check_output(longer, resume=True) == []
 
 
-def test_a_supervised_run_grows_where_its_rate_allows(tmp_path: Path) -> None:
-    """Its learning rate must not depend on its length."""
-    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant"))
-    assert len(check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5000"), resume=True)) == 1
-    begun(tmp_path, sft_in(tmp_path, "optim.schedule=linear"))
-    with pytest.raises(ConfigError, match=r"train\.steps was 1000 and is 5000 \(with optim\.schedule linear the rate"):
-        check_output(sft_in(tmp_path, "optim.schedule=linear", "train.steps=5000"), resume=True)
+def test_a_supervised_run_grows_where_its_rate_and_data_allow(tmp_path: Path) -> None:
+    """Neither its learning rate nor its data may depend on its length. Data made to the length of the run were refused
+    after the weights were loaded, as if somebody had changed them."""
+    for settings, reason in (
+        (("optim.schedule=constant", "data.limit=9"), None),
+        (("optim.schedule=linear", "data.limit=9"), r"with optim\.schedule linear the rate"),
+        (("optim.schedule=constant",), r"without data\.limit it says how many examples data\.source arithmetic makes"),
+    ):
+        begun(tmp_path, sft_in(tmp_path, *settings))
+        longer = sft_in(tmp_path, *settings, "train.steps=5000")
+        if reason is None:
+            assert len(check_output(longer, resume=True)) == 1
+            continue
+        with pytest.raises(ConfigError, match=rf"train\.steps was 1000 and is 5000 \({reason}"):
+            check_output(longer, resume=True)
 
 
 def test_a_run_without_checkpoints_is_not_made_longer(tmp_path: Path) -> None:
     """It would start again from its first step, over its existing results."""
-    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3, saved=False)
+    settings = ("optim.schedule=constant", "data.limit=9")
+    begun(tmp_path, sft_in(tmp_path, *settings, "train.steps=3"), steps=3, saved=False)
     with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to continue from.*--overwrite"):
-        check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5"), resume=True)
+        check_output(sft_in(tmp_path, *settings, "train.steps=5"), resume=True)
 
 
 def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
         "seed": 4,
         "data": {"source": "arithmetic", "arithmetic": {"terms": [2], "largest": 9, "count": 30}},
         "prompt": {"template": "frame", "frame": "1+1=2\n{problem}\n", "instruction": None},
-        "sampling": {"max_tokens": 7, "temperature": 0.6, "stop": ["!"]},
+        "sampling": {"max_tokens": 7, "temperature": 0.6, "top_k": 5, "stop": ["!"]},
     }
     run_file.write_text(json.dumps(sections))
     ask = partial(read_task_prompts, data_dir=None, tokenizer=tokenizer, samples=2, max_tokens=None)

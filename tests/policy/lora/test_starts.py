@@ -101,7 +101,7 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
         a = layer.lora_A["default"].weight
         torch.testing.assert_close(a @ a.T, torch.eye(6), atol=1e-5, rtol=0)
         assert (seen[path] - seen[path] @ a.T @ a).norm() < 1e-4 * seen[path].norm(), path
-    with pytest.raises(ConfigError, match=r"lora\.rank is 7, and lora\.init eva finds only 6 directions at .*, in 6 tok"):
+    with pytest.raises(ConfigError, match=r"lora\.rank is 7, and lora\.init eva finds only 6 directions at "):
         Learner(make_config("lora.rank=7", "lora.init=eva"), ranks, 0, [PROMPT.token_ids])
 
 
