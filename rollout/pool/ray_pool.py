@@ -166,7 +166,13 @@ class RayPool:
         if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         check_here()
-        version = within(partial(version_of, ref), self.settings.start_timeout_s)
+        limit_s = self.settings.start_timeout_s
+        making = in_background(partial(version_of, ref))
+        wait([making], POLL_S)
+        # The supervision is told of a store that has stopped long before a large version could be given up.
+        if not self._wait_until(making.done, limit_s):
+            raise PoolError(SILENT.format(limit_s))
+        version = making.result()
         with self._locked():
             if isinstance(version, WholeModel):
                 self._versions.clear()  # it replaces the previous one in every engine
