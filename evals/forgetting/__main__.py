@@ -166,7 +166,6 @@ def main(
         with stop.listening(), exclusive(output):
             settle_torch()
             quiet_libraries()
-            check_semaphores()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))
             run(options, new_console(), start_vllm)
@@ -255,6 +254,7 @@ def check_quickly(options: ForgettingOptions) -> list[str]:
         for name in names:
             if idle and (value := getattr(options, name)) != defaults[name]:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, and has no effect: {why}")
+    check_semaphores()
     check_writable(options.output.parent, "--output")
     return check_output(options.output, overwrite=options.overwrite, companions=[options.output.with_suffix(".md")])
 
