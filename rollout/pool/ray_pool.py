@@ -55,7 +55,6 @@ POLL_S = 0.05
 CLOSE_S = 5.0
 # How often an idle worker is pinged, and how long it may take to answer.
 PING_EVERY_S, PING_S = 5.0, 60.0
-LATE = "it did not answer in time"
 
 
 @dataclass(eq=False)
@@ -166,9 +165,12 @@ class RayPool:
         if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         check_here()
-        version = within(partial(version_of, ref), self.settings.start_timeout_s)
+        making, limit_s = in_background(partial(version_of, ref)), self.settings.start_timeout_s
+        # The supervision learns of a store that has stopped, long before a large version could be given up.
+        if not (wait([making], POLL_S).done or self._wait_until(making.done, limit_s)):
+            raise PoolError(SILENT.format(limit_s))
         with self._locked():
-            if isinstance(version, WholeModel):
+            if isinstance(version := making.result(), WholeModel):
                 self._versions.clear()  # it replaces the previous one in every engine
             self._versions[ref.key] = version
             self._assign()
@@ -286,8 +288,8 @@ class RayPool:
                     if handle in answers:
                         self._handle_answer(worker, call, *answers[handle])
                     elif call.deadline < time.monotonic():
-                        placed = worker.find() is not None
-                        self._give_up(worker, LATE if placed else self._size.why_no_place(), hangs=True)
+                        why = "it did not answer in time" if worker.find() else self._size.why_no_place()
+                        self._give_up(worker, why, hangs=True)
                 if self._size.look_again():
                     self._resize()
                 # Before any worker has started, whatever stopped one would stop the next.

@@ -79,9 +79,7 @@ def test_a_rank_alone_raises_what_it_meets() -> None:
         pass
 
 
-def test_a_directory_that_another_rank_does_not_see_is_refused_on_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_a_rank_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "SEEN_WITHIN_S", 0.0)
     (here := tmp_path / "run").mkdir()
 
@@ -94,7 +92,7 @@ def test_a_directory_that_another_rank_does_not_see_is_refused_on_all(
     assert not list(here.iterdir())
 
 
-def test_ranks_that_read_different_problems_do_not_train(tmp_path: Path) -> None:
+def test_ranks_read_the_same_problems(tmp_path: Path) -> None:
     def read(rank: Ranks) -> object:
         file = tmp_path / f"{rank.rank}.jsonl"
         rows = [{"problem": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(3 - rank.rank)]

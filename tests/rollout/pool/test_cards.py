@@ -122,7 +122,7 @@ def test_where_no_card_answers_nothing_is_reported(old_driver: Path, answer: str
     check_cards()
 
 
-def test_shared_memory_that_takes_no_semaphore_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_semaphores()
 
     def full(*_: object, **__: object) -> None:

@@ -68,6 +68,12 @@ def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
     pool._size.look_again = full
     with pytest.raises(PoolError, match=r"^Ray failed: Failed to put"):
         pool.generate([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)]))
+    woken = threading.Event()
+    with monkeypatch.context() as patch:  # the store's process is stopped: the supervision is told, and the call hangs
+        patch.setattr("ray.put", lambda _: woken.wait(60))
+        with pytest.raises(PoolError, match=r"^Ray failed: Failed to put"):
+            pool.load_adapter(published(tmp_path, 2))
+    woken.set()
     with monkeypatch.context() as patch:
         patch.setattr("ray.kill", full)
         pool.close()  # raises no error of its own that would hide the first
