@@ -182,7 +182,7 @@ def test_a_model_that_computes_something_unknown_is_refused(
         Learner(config, ranks, 0, [[3], [3, 4, 5, 6]])
 
 
-def test_weights_that_are_no_numbers_are_not_blamed_on_the_family() -> None:
+def test_weights_that_are_no_numbers_are_not_the_familys_fault() -> None:
     model = tiny_model("granite")
     model.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
     batch = collate([SAMPLE], pad_id=0, layout="padded")
