@@ -279,10 +279,12 @@ class LogprobModel(nn.Module):
         # The first tokens of a group share a source position; with `[]` indexing, their gradients would be accumulated
         # in nondeterministic order.
         hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
+        weight_VH = self.head.weight  # read once: a trained one may be cast by each reading
+        hidden_NH = hidden_NH.to(weight_VH.dtype)  # Falcon Mamba's are always float32
         if self.head_is_frozen:
             return token_logprobs(
                 hidden_NH,
-                self.head.weight,
+                weight_VH,
                 batch.target_N,
                 self.temperature,
                 bias_V=self.head.bias,
@@ -293,13 +295,13 @@ class LogprobModel(nn.Module):
             # Cast once per pass here, rather than for each chunk, forward and backward.
             logprob_N, entropy_N = _TrainedHead.apply(  # type: ignore[no-untyped-call]
                 hidden_NH,
-                self.head.weight,
+                weight_VH,
                 self.head.bias,
                 batch.target_N,
                 self.transform.tempered(self.temperature),
             )
             return logprob_N, entropy_N
-        rows = rows_at_once(len(self.head.weight), self.head.weight.device.type)
+        rows = rows_at_once(len(weight_VH), weight_VH.device.type)
         return token_logprobs_of_trained_head(
             hidden_NH, self.head, batch.target_N, self.temperature, rows, self.transform
         )

@@ -182,12 +182,22 @@ def test_a_model_that_computes_something_unknown_is_refused(
         Learner(config, ranks, 0, [[3], [3, 4, 5, 6]])
 
 
-def test_weights_that_are_no_numbers_are_not_blamed_on_the_family() -> None:
+def test_weights_that_are_no_numbers_are_not_the_familys_fault() -> None:
     model = tiny_model("granite")
     model.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
     batch = collate([SAMPLE], pad_id=0, layout="padded")
     with pytest.raises(DisagreementError, match=r"^model.name M: .* because its weights hold NaN or infinity"):
         check_agreement(LogprobModel(model, 1.0), batch, "M")
+
+
+def test_families_that_mix_precisions_agree_or_are_refused() -> None:
+    """Falcon Mamba has float32 hidden states beside bfloat16 weights; MiniMax multiplies float32 buffers by them."""
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    check_agreement(LogprobModel(tiny_model("falcon_mamba").to(torch.bfloat16), 1.0), batch, "M")
+    minimax = tiny_model("minimax")
+    compute_in(minimax, torch.bfloat16)
+    with pytest.raises(DisagreementError, match=r"^model.name M: the learner cannot run .* minimax .* same dtype"):
+        check_agreement(LogprobModel(minimax, 1.0), batch, "M")
 
 
 # Stacked experts; values that no gradient reaches (DeepSeek's router, Apertus's activation); an output head that has
