@@ -94,9 +94,12 @@ def integer_of(text: str) -> int | None:
 
 
 def _closed(text: str) -> Expr | None:
-    """An expression without unknowns, evaluated as far as it is exact, or None."""
+    """An expression without unknowns, evaluated as far as it is exact, or None; also for 0x and "not 0", whose letters
+    would vanish."""
     expression = parse(text)
-    if not is_scalar(expression) or not is_evaluable(expression) or not is_defined(expression):
+    if not is_scalar(expression) or expression.free_symbols:
+        return None
+    if not is_evaluable(expression) or not is_defined(expression):
         return None
     expression = _as_numbers_and_symbols(expression)
     return None if expression.free_symbols or expression.has(*_UNEVALUATED) else expression
