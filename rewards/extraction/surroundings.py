@@ -234,10 +234,8 @@ def was_first_thought(before: str, gap: str) -> bool:
 
 
 def supersedes(gap: str) -> bool:
-    """Whether the words between two different boxes make the first a step or a mistake, and the second the answer."""
+    """Whether the words between two different boxes make the first a step towards the second."""
     words = len(re.findall(r"[A-Za-z]{2,}", gap))
-    if _CORRECTION.search(gap):
-        return True
     return words >= MIN_PROSE_WORDS and (_INFERENCE.search(gap) is not None or words > 3 * MIN_PROSE_WORDS)
 
 
