@@ -97,11 +97,14 @@ def _closed(text: str) -> Expr | None:
     """An expression without unknowns, evaluated as far as it is exact, or None; also for 0x and "not 0", whose letters
     would vanish."""
     expression = parse(text)
-    if not is_scalar(expression) or expression.free_symbols:
+    if not is_scalar(expression) or expression.free_symbols or not is_evaluable(expression):
         return None
-    if not is_evaluable(expression) or not is_defined(expression):
-        return None
-    expression = _as_numbers_and_symbols(expression)
+    try:
+        if not is_defined(expression):
+            return None
+        expression = _as_numbers_and_symbols(expression)
+    except SYMPY_ERRORS as error:  # (1/2)!! has no value
+        raise Unparsed(f"{type(error).__name__}: {error}") from error
     return None if expression.free_symbols or expression.has(*_UNEVALUATED) else expression
 
 

@@ -9,7 +9,7 @@ from rewards.equality import constants, mathematics
 from rewards.equality.rule import Equal
 from rewards.reading.numbers import ROUNDED_DIGITS, rounds_to, same_number
 from rewards.reading.parse import Unparsed
-from rewards.reading.phrases import fold, holds_words
+from rewards.reading.phrases import fold
 from rewards.reading.shapes import Choice, Exact, Expression, Items, Node, Words
 from rewards.spelling.clean import fingerprint
 
@@ -82,8 +82,6 @@ def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if _POINT.fullmatch(one) and _POINT.fullmatch(other):
         return fingerprint(one) == fingerprint(other)
     for exact, text in ((reference, other), (answer, one)):
-        if isinstance(exact, Exact) and holds_words(text):
-            return False  # "not 0" is no product of n, o, t and 0
         if isinstance(exact, Exact) and exact.number.digits:
             value, decimal = _value_of_text(text), exact.number
             if value is not None:

@@ -187,7 +187,6 @@ FUNCTION_NAMES = frozenset(
         "pi",
         "inf",
         "abs",
-        "cbrt",
         "floor",
         "ceil",
         "theta",
@@ -200,7 +199,6 @@ FUNCTION_NAMES = frozenset(
 _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
-_NAME_OF_COMMAND = re.compile(r"\\(?:begin|end|operatorname\s*\*?)\s*\{[^{}]*\}")
 _OPENED_TEXT = re.compile(r"\\text\s*\{")
 _BELOW_ZERO = re.compile(r"(?:minus|negative) ")
 _MINUS = re.compile(r"(?:\\text\s*\{\s*)?(?:minus|negative)\s*\}?\s*(?P<number>\d+(?:[./]\d+)?)", re.IGNORECASE)
@@ -283,10 +281,7 @@ def words(text: str) -> Words | None:
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     if re.search(r"[=<>^\\+*/|]|\d", bare):
         return None
-    return Words(fold(text)) if holds_words(bare) or r"\text" in text else None
-
-
-def holds_words(text: str) -> bool:
-    """Whether three or more letters stand in a row that are neither a command nor the name of a function."""
-    runs = _LETTER_RUN.findall(_NAME_OF_COMMAND.sub("", text))
-    return any(len(run) >= 3 and run.lower() not in FUNCTION_NAMES for run in runs)
+    runs = _LETTER_RUN.findall(bare)
+    if any(len(run) >= 3 and run.lower() not in FUNCTION_NAMES for run in runs) or r"\text" in text:
+        return Words(fold(text))
+    return None
