@@ -20,9 +20,9 @@ MAX_DEGREE = 8
 FAR = tuple(sympy.Rational(sign * 7, 5) * sympy.Integer(10) ** k for k in range(-3, 5) for sign in (1, -1))
 """Points near zero and far from it, for when the ends of the pieces are not known."""
 
-_TURNING = (sympy.Abs, sympy.sign, sympy.Heaviside)
+_TURNING = (sympy.Abs, sympy.sign)
 _STEPS = (sympy.floor, sympy.ceiling)
-_IN_PIECES = (*_TURNING, *_STEPS, sympy.Max, sympy.Min, sympy.Piecewise)
+_IN_PIECES = (*_TURNING, *_STEPS, sympy.Max, sympy.Min)
 
 
 def points_in_pieces(expressions: tuple[Expr, ...], anywhere: dict[Expr, Expr]) -> Iterator[dict[Expr, Expr]]:
@@ -56,8 +56,6 @@ def _arguments(expression: Expr) -> Iterator[Expr]:
             yield from (node.args[0] + step for step in (-1, 0, 1))
         elif isinstance(node, sympy.Max | sympy.Min):
             yield from (one - other for one, other in itertools.combinations(node.args, 2))
-        elif isinstance(node, sympy.Rel):
-            yield node.lhs - node.rhs
         elif isinstance(node, sympy.Pow) and _is_even_root(node):
             yield node.base
 

@@ -77,16 +77,11 @@ def _same_where_defined(left: Expr, right: Expr) -> bool:
 
 def value_of(text: str) -> Fraction | None:
     """The value of a closed real expression to `DIGITS` digits, or None."""
-    expression = parse(text)
-    if not is_scalar(expression) or not is_evaluable(expression) or not is_defined(expression):
+    expression = _closed(text)
+    if expression is None:
         return None
-    expression = _as_numbers_and_symbols(expression)
-    if expression.free_symbols or expression.has(*_UNEVALUATED):
-        return None
-    if expression.is_Rational:
-        return Fraction(int(expression.p), int(expression.q))
-    value = expression.evalf(DIGITS)
-    if not (value.is_Float and value.is_finite):
+    value = expression if expression.is_Rational else expression.evalf(DIGITS)
+    if not (expression.is_Rational or (value.is_Float and value.is_finite)):
         return None
     rational = sympy.Rational(value)
     return Fraction(int(rational.p), int(rational.q))
@@ -94,16 +89,23 @@ def value_of(text: str) -> Fraction | None:
 
 def integer_of(text: str) -> int | None:
     """The value of a closed expression that is an integer with any number of digits, or None."""
+    value = _closed(text)
+    return int(value) if value is not None and value.is_Integer else None
+
+
+def _closed(text: str) -> Expr | None:
+    """An expression without unknowns, evaluated as far as it is exact, or None; also for 0x and "not 0", whose letters
+    would vanish."""
     expression = parse(text)
-    if (
-        not is_scalar(expression)
-        or not is_evaluable(expression)
-        or expression.free_symbols
-        or not is_defined(expression)
-    ):
+    if not is_scalar(expression) or expression.free_symbols or not is_evaluable(expression):
         return None
-    value = _as_numbers_and_symbols(expression)
-    return int(value) if value.is_Integer else None
+    try:
+        if not is_defined(expression):
+            return None
+        expression = _as_numbers_and_symbols(expression)
+    except SYMPY_ERRORS as error:  # (1/2)!! has no value
+        raise Unparsed(f"{type(error).__name__}: {error}") from error
+    return None if expression.free_symbols or expression.has(*_UNEVALUATED) else expression
 
 
 def _as_numbers_and_symbols(expression: Expr) -> Expr:

@@ -82,6 +82,8 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return _percent(one, other, equal, percent_is_reference=one_unit == "percent")
     if not one_unit or not other_unit:
         return equal(one, other) or (_in_pi(one, other) and _same_angle((one, one_unit), (other, other_unit), equal))
+    if {one_unit, other_unit} == {"pound", "pound sterling"}:
+        return equal(one, other)
     if {one_unit, other_unit} == {"degree", "radian"}:
         return _same_angle((one, one_unit), (other, other_unit), equal)
     factor = conversion(one_unit, other_unit)

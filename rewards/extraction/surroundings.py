@@ -52,7 +52,8 @@ _RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _CLAIM = re.compile(
-    r"(?:\b(?:answer|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
+    r"(?:\b(?:(?<!wrong )(?<!incorrect )(?<!of the )answer"
+    r"|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)(?:\s+(?:thus|hence|then|therefore))?|\s*[:=])"
     r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
     r"|<answer>(?!\s*(?:- |\d+[.)]\s))(?=\s*[^\n<]{1,80}\s*</answer>)\s*|correction:"
@@ -233,10 +234,8 @@ def was_first_thought(before: str, gap: str) -> bool:
 
 
 def supersedes(gap: str) -> bool:
-    """Whether the words between two different boxes make the first a step or a mistake, and the second the answer."""
+    """Whether the words between two different boxes make the first a step towards the second."""
     words = len(re.findall(r"[A-Za-z]{2,}", gap))
-    if _CORRECTION.search(gap):
-        return True
     return words >= MIN_PROSE_WORDS and (_INFERENCE.search(gap) is not None or words > 3 * MIN_PROSE_WORDS)
 
 

@@ -46,7 +46,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
         (r"\\sqrt\s*\[([^\[\]]*)\]\s*(\d|[A-Za-z])", r"\\sqrt[\1]{\2}"),
         (r"\\sqrt\s*\\pi", r"\\sqrt{\\pi}"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"\\frac\s*(\\[a-z]+)\s*(?=[\d{a-z])", r"\\frac{\1}"),
         (r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*(\d|[a-z]|\\[a-z]+)", r"\\frac\1{\2}"),
@@ -54,18 +53,13 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\binom\s*([a-z\d])\s*([a-z\d])", r"\\binom{\1}{\2}"),
         (r"((?:(?<![\d.])\d+|(?<![A-Za-z\\])(?:[A-Za-z]|\([^()]*\)))!)\s*\^", r"(\1)^"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
-        (r"\^\s*(\d\d+)", r"^{\1}"),
-        (r"\^\s*([A-Za-z])", r"^{\1}"),
+        (r"\^\s*(-?)\s*(\d+|[A-Za-z])", r"^{\1\2}"),
         (r"(?<![\\A-Za-z])e\^\{e\}", r"e^{1 \\cdot e}"),
         (r"\\(max|min|gcd)\s*\\\{(.*?)\\\}", r"\\\1(\2)"),
-        (r"\^\s*-\s*(\d+)", r"^{-\1}"),
         (r"(\d)\s*\\div\s*", r"\1 / "),
         (r"\\%", ""),
         (r"(?<![_^A-Za-z\\\d.{])(\d+)\s*\(", r"\1 \\cdot ("),
         (r"(?<=[)\]])\s*(?=[\d(\\])(?!\\(?:cdot|times|div|le|ge|ne|in|cup|cap|pm|mp|to|right))", r" \\cdot "),
-        (r"(?<=\d)\s*\^\\circ(?![A-Za-z])", r"^{\\circ}"),
-        (r"\{\s*\}\s*_", "_"),
-        (r"(\\end\{[a-z]*matrix\})\s*(\\begin)", r"\1 \\cdot \2"),
     )
 )  # fmt: skip
 _COUNTS = tuple(

@@ -63,6 +63,8 @@ def parse(text: str) -> Expr:
         raise Unparsed(f"parsed to {type(parsed).__name__}")
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
         raise Unparsed("too large an expression")
+    if "0" in latex and any(_is_zero_of_words(node) for node in sympy.preorder_traversal(parsed)):
+        raise Unparsed("words beside a zero")
     if isinstance(parsed, sympy.FiniteSet) and len(parsed.args) == 1 and r"\{" not in latex:
         parsed = parsed.args[0]  # the parser reads the braces of {\frac{25}{10}} as a set
     if "!!" in latex:
@@ -71,6 +73,20 @@ def parse(text: str) -> Expr:
         return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
     except TypeError as error:  # 1 ≤ i: complex numbers have no order
         raise Unparsed(str(error)) from None
+
+
+def _is_zero_of_words(node: Expr) -> bool:
+    """Whether a product of several letters and 0 is "not 0" or "0 (wrong)", of which only the 0 would be left.
+
+    0x may be a term.
+    """
+    if not isinstance(node, sympy.Mul) or sympy.S.Zero not in _factors(node):
+        return False
+    return sum(len(symbol.name) for symbol in node.free_symbols) > 1
+
+
+def _factors(product: Expr) -> list[Expr]:
+    return [factor for part in product.args for factor in (_factors(part) if isinstance(part, sympy.Mul) else [part])]
 
 
 def _with_double_factorials(parsed: Expr, latex: str) -> Expr:

@@ -193,7 +193,7 @@ class Reader:
         """Several values without brackets: 1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
         found = split.split_items(text, thousands=self.thousands)
         if found is None or len(found[0]) < 2:
-            return self.part(found[0][0]) if found and found[0] and found[0][0] != text else None
+            return None
         pieces, joined_by = found
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)

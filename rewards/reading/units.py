@@ -132,7 +132,7 @@ DECEPTIVE = frozenset(
         "almost", "guess", "placeholder", "unknown", "cannot", "impossible", "but", "actually", "instead", "rather",
         "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
         "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
-        "ish", "oder", "ou", "nicht", "halb", "halbe", "falsch", "faux", "falso", "incorrecto",
+        "ish", "oder", "ou", "nicht", "halb", "halbe", "dne", "undefined", "falsch", "faux", "falso", "incorrecto",
     ]
 )  # fmt: skip
 _COUNTED = re.compile(r"(?<!square )(?<!cube )\b(?:roots|triples|powers|errors|mistakes|remainders|unknowns)\b")

@@ -54,7 +54,23 @@ _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _RADICAL = re.compile(r"(?P<sign>[√∛∜])\s*(?:\((?P<group>[^()]*)\)|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[A-Za-z]))")
 
-_TEXT_UNIT = r"(\\text\s*\{[^{}]*\}(?:\^\{?\d\}?)?)"
+_COMMANDS = {
+    name: usual
+    for usual, names in {
+        " ": "displaystyle textstyle scriptstyle limits nolimits boldmath bf rm it large Large huge strut mathstrut "
+        "enspace thinspace medspace thickspace nobreakspace hfill",
+        r"\frac": "dfrac tfrac cfrac sfrac xfrac nicefrac flatfrac", r"\binom": "dbinom tbinom",
+        r"\le": "leqslant leq leqq", r"\ge": "geqslant geq geqq", "<": "lt", ">": "gt", r"\ne ": "neq",
+        r"\{": "lbrace", r"\}": "rbrace", "[": "lbrack", "]": "rbrack", "|": "lvert rvert vert",
+        r"\emptyset ": "varnothing O o", r"^\circ ": "degree degrees textdegree", "*": "bullet ast",
+        r"\ldots ": "dots cdots dotsc dotsb", ":": "colon", r"\setminus ": "backslash", r"\mathbb{R}": "Reals R",
+        DOLLAR: "textdollar", "€": "euro texteuro EUR", "£": "pounds", r"\\": "cr",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+"""Commands with the same meaning as another spelling."""
+_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
+_TEXT_UNIT = r"\\(?:text|mathrm)\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -67,51 +83,27 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|kern)\s*\{[^{}]*\}", ""),
         (r"\\phantom\s*.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath)(?![A-Za-z])", " "),
-        (r"\\(?:bf|rm|it|large|Large|huge|strut|mathstrut)(?![A-Za-z])", " "),
         (r"(?<=\d),\s*\\!\s*(?=\d)", ","),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~", " "),
-        (r"\\(?:enspace|thinspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])", " "),
-        (r"\\(?:[dtcsx]|nice|flat)frac(?![A-Za-z])", r"\\frac"),
-        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)|[mh]box|emph|mathtt)(?=\s*\{)", r"\\text"),
         (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
+        (rf"(?<=[\d}}])\s*\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}", r"\\text\1/\\text\2"),
         (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}|\\text\s*\{\s*(i)\s*\}", r" \1\2 "),
-        (r"\\(?:mathrm|rm)(?=\s*\{)", r"\\text"),
-        (r"\\(?:leqslant|leq|leqq)(?![A-Za-z])", r"\\le"),
-        (r"\\(?:geqslant|geq|geqq)(?![A-Za-z])", r"\\ge"),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\(?:neq|not\s*=)(?![A-Za-z])|(?<![\w)\]}])!=", r"\\ne "),
+        (r"\\mathrm(?=\s*\{)", r"\\text"),
+        (r"\\not\s*=|(?<![\w)\]}])!=", r"\\ne "),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
-        (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
-        (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
-        (r"\\(?:lbrack)(?![A-Za-z])", "["),
-        (r"\\(?:rbrack)(?![A-Za-z])", "]"),
-        (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
-        (r"\\(?:varnothing|O|o)(?![A-Za-z])", r"\\emptyset "),
-        (r"\\(?:degree|degrees)(?![A-Za-z])", r"^\\circ "),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"\\(?:bullet|ast)(?![A-Za-z])", "*"),
-        (r"\\(?:dots|cdots|dotsc|dotsb)(?![A-Za-z])", r"\\ldots "),
-        (r"\\colon(?![A-Za-z])", ":"),
-        (r"\\backslash(?![A-Za-z])", r"\\setminus "),
-        (r"\\(?:Reals|R)(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
         (r"\\mathcal\s*(?:\{\s*O\s*\}|O)(?=\s*\()", "O"),
-        (r"\\textdegree(?![A-Za-z])", r"^\\circ "),
-        (r"\\textdollar(?![A-Za-z])|\\\$", DOLLAR),
+        (r"\\\$", DOLLAR),
         (rf"\\text\s*\{{\s*([{DOLLAR}€£¥₹])\s*\}}", r"\1"),
         (r"\\text\s*\{\s*Rs\.?\s*\}", "₹"),
-        (r"\\(?:euro|texteuro|EUR)(?![A-Za-z])", "€"),
-        (r"\\pounds(?![A-Za-z])", "£"),
         (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}", ""),
         (r"\s*&\s*(?==|<|>|\\[lg]e(?![A-Za-z]))", ""),
         (r"\\\\\s*(?==)", " "),  # a row that begins with = continues the row above
         (r"(?<=[\d)}])\s*\\text\s*\{\s*([^{}\s][^{}]*?)\s+(and|or)\s*\}\s*(?=[\d\\(-])", r"\\text{ \1}\\text{ \2 }"),
-        (rf"(?<=[\d}}])\s*\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}", r"\1/\2"),
         (r"(?:\{\s*\})?\^\s*\{?(\d+)\}?\s*/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         (r"\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}", ""),
         (r"\\p?mod\s*(\w+)(?!\w)", r"\\pmod{\1}"),
@@ -121,7 +113,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\{\s*([,.])\s*\}", r"\1"),
         (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
         (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
-        (r"\\cr(?![A-Za-z])", r"\\\\"),
         (
             r"(?<=[\d})\]])\s*\\(?:lor|vee)(?=\s*[A-Za-z]\s*(?:[=<>]|\\(?:le|ge|in)(?![A-Za-z])))",
             r"\\text{ or }",
@@ -166,7 +157,7 @@ def clean(text: str) -> str:
         if match.group("colour").strip().lower() in {"white", "transparent"}:
             raise Unreadable("invisible_answer")
     if "\\" in text or any(sign in text for sign in _REWRITTEN):
-        text = _COLOUR.sub("", text)
+        text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], _COLOUR.sub("", text))
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
     text = _strip_wrapping(usual(_SPACES.sub(" ", text).strip()))
