@@ -64,7 +64,7 @@ def test_a_file_that_comes_first_is_the_headline(tmp_path: Path) -> None:
     records = start_run(tmp_path, "eval.suites=[some/zebra.jsonl,gsm8k]")
     for version in range(2):
         publish(tmp_path, version)
-        scores = {}
+        scores: dict[str, float] = {}
         for suite in ("zebra", "gsm8k"):
             answered(tmp_path, suite, version, {"a": [RIGHT]})
             scores |= evaluated(tmp_path, suite, version, 0.5)
