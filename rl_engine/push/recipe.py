@@ -91,7 +91,8 @@ def _data(config: Config | SftConfig) -> str:
         )
     if (path := data_set_of(config)) is not None:
         return f"[{path}](https://huggingface.co/datasets/{path}){limit}"
-    return f"{data.source}{', from a file' if data.path else ''}{limit}"
+    own = data.source in ("file", "jsonl")
+    return f"{'a file' if own else data.source}{', from a file' if data.path and not own else ''}{limit}"
 
 
 def _prompt(config: Config) -> str:
@@ -119,6 +120,8 @@ def _reward(config: Config) -> str:
     }
     added = [f"{name} (weight {weight:g})" for name, weight in terms.items() if weight]
     correct = f"{rewards.correct_weight:g} for a correct final answer, else 0"
+    if rewards.mask_truncated:
+        added.append("completions that were cut off do not count")
     forms = " or ".join(FORMS[form] for form in rewards.answer_forms)
     return "; ".join([correct, *added, f"read from {forms}"])
 

@@ -47,9 +47,8 @@ def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
 def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, SuiteChange, Gain | None] | None:
     """The first suite of the configuration, its change, and the paired difference if answers were kept; None without a
     second score."""
-    asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
     able = [change for change in changes if change.last["step"] > change.first["step"]]
     if not able:
         return None
-    change = min(able, key=lambda one: asked.index(one.suite) if one.suite in asked else len(asked))
+    change = min(able, key=lambda one: run.suites.index(one.suite) if one.suite in run.suites else len(run.suites))
     return SUITE_TITLES.get(change.suite, change.suite), change, gain_of_training(run, change.suite)

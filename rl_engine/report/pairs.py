@@ -114,7 +114,7 @@ def gain_of_training(run: ShownRun, suite: str) -> Gain | None:
 def _suites(run: ShownRun) -> list[str]:
     """Suites with kept answers, in the configuration's order."""
     found = {suite for suite, _ in run.answers} if run.shows_answers else set()
-    asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
+    asked = run.suites
     return sorted(found, key=lambda suite: (asked.index(suite) if suite in asked else len(asked), suite))
 
 

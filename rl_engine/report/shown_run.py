@@ -11,6 +11,7 @@ from typing import Any
 from datafiles.settings import read_settings
 from datafiles.text import read_report
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
+from evals.suites import suite_name
 from rl_engine.config import Config
 from rl_engine.config.fields import fields, leaves
 from rl_engine.config.file import RUN_CONFIG
@@ -104,6 +105,11 @@ class ShownRun:
     def step(self) -> int:
         """The last recorded step; 0 before the first."""
         return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def suites(self) -> list[str]:
+        """The names of the suites that the run was told to evaluate, in the configuration's order."""
+        return [suite_name(str(suite)) for suite in self.settings.get("eval.suites") or ()]
 
     @property
     def is_supervised(self) -> bool:

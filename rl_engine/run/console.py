@@ -191,7 +191,7 @@ class RunConsole:
     def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
         """Print before → after for every suite, and where everything is. `lines` are those of metrics.jsonl."""
         self.console.print()
-        for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
+        for name in dict.fromkeys(key.split("/")[1] for line in lines for key in line if key.startswith("eval/")):
             scored = [line for line in lines if f"eval/{name}/avg" in line]
             first, last = ({key: line[f"eval/{name}/{key}"] for key in SCORES} for line in (scored[0], scored[-1]))
             if len(scored) == 1:

@@ -36,7 +36,7 @@ from rl_engine.run.console import RunConsole, ShownAnswer
 from rl_engine.run.memory import PhasePeaks
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.records import METRICS, PLOT, Records, best_version, read_metrics
-from rl_engine.run.resumption import planned_length
+from rl_engine.run.resumption import asked_alike_after, planned_length
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past_versions import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
@@ -327,12 +327,14 @@ def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport
 
 
 def mark_best(run: LiveRun) -> None:
-    """Point `adapters/best` at the version that scored highest so far."""
+    """Point `adapters/best` at the version that scored highest so far, among those that were asked alike."""
     if not run.suites:
         return
     store = run.publisher.store
     suite = run.config.eval.best or run.suites[0][0].name
-    best = best_version(read_metrics(run.records.run), suite, store.versions())
+    since = asked_alike_after(run.records.run)
+    lines = [line for line in read_metrics(run.records.run) if line["step"] > since]
+    best = best_version(lines, suite, store.versions())
     if best is not None:
         store.point("best", best)
 

@@ -219,5 +219,5 @@ def test_the_card_says_what_a_mix_was_made_of(run: Path) -> None:
     said = dict(recipe_rows(config, trained, None))["data"]
     assert said == (
         "a mix of [openai/gsm8k](https://huggingface.co/datasets/openai/gsm8k) (weight 3), "
-        "[org/set](https://huggingface.co/datasets/org/set), the first 500 (weight 1), file, from a file (weight 1)"
+        "[org/set](https://huggingface.co/datasets/org/set), the first 500 (weight 1), a file (weight 1)"
     )

@@ -59,6 +59,23 @@ def test_the_first_version_stands_beside_the_best(tmp_path: Path) -> None:
     assert "<b>+25.0 points</b>" in page
 
 
+def test_a_file_that_comes_first_is_the_headline(tmp_path: Path) -> None:
+    """The configuration has its path, the metrics its stem."""
+    records = start_run(tmp_path, "eval.suites=[some/zebra.jsonl,gsm8k]")
+    for version in range(2):
+        publish(tmp_path, version)
+        scores: dict[str, float] = {}
+        for suite in ("zebra", "gsm8k"):
+            answered(tmp_path, suite, version, {"a": [RIGHT]})
+            scores |= evaluated(tmp_path, suite, version, 0.5)
+        record_step(records, version, {}, TIMES | scores)
+    runs = read_runs([tmp_path], 1)
+    headline = headline_of(runs[0], changes_of(runs))
+    assert headline is not None
+    assert headline[0] == "zebra"
+    assert [pair.suite for pair in pairs_of(runs, ["run"])] == ["zebra", "GSM8K"]
+
+
 def test_runs_are_paired_by_problem_and_text(tmp_path: Path) -> None:
     make_run(tmp_path / "one", "abc", "ABcx")
     make_run(tmp_path / "two", "abc", "aBCy")

@@ -26,6 +26,7 @@ from rl_engine.run.output import Beginning, check_output, dry_output
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import (
     RESUMED,
+    asked_alike_after,
     check_length,
     check_resumable,
     config_hash,
@@ -121,6 +122,21 @@ def test_what_rounds_otherwise_may_change_and_is_reported(override: str, tmp_pat
     begun(tmp_path, config_in(tmp_path), steps=1)
     _, told = check_output(config_in(tmp_path, override), resume=True)
     assert told.startswith(f"{override.partition('=')[0]}: from here on the run equals an uninterrupted one")
+
+
+def test_scores_count_together_while_the_suites_are_asked_alike(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), 4)
+    assert asked_alike_after(tmp_path) == -1
+    resumptions = [
+        (2, "eval.limit=9", 2),
+        (4, "eval.limit=9", 2),
+        (4, "eval.temperature=1", 4),
+        (3, "eval.temperature=1", 3),
+    ]
+    for step, override, since in resumptions:
+        Records(tmp_path, config_in(tmp_path, override)).open(step)
+        assert asked_alike_after(tmp_path) == since
+    assert asked_alike_after(tmp_path / "none") == -1
 
 
 def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) -> None:
