@@ -238,6 +238,8 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
     line = ([*text.splitlines(), ""])[mark.line]
     if "\t" in line and "cannot start any token" in problem:
         problem = "a tab, where YAML takes spaces alone"
+    elif re.search(r"^\[[\w.]+\]\s*$", text, re.MULTILINE):
+        problem = "a [table] as in TOML; a configuration is YAML, which has  table:  and its keys indented below it"
     elif "${" in line and "expected ',' or" in problem:
         problem = 'between { } or [ ] a ${…} is written in quotes, "${…}"'
     return f", line {mark.line + 1}: {problem}"

@@ -54,7 +54,7 @@ class TrainingData:
             notes.append(f"warning: only {different:,} of {len(self.prompts):,} problems are different")
         if different < places:
             notes.append(
-                f"warning: a step takes {places:,} problems, and only {different:,} are different: each is sampled "
+                f"warning: a step takes {places:,} problems, and {different:,} different ones are there: each is sampled "
                 f"{places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
             )
         return notes

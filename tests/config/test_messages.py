@@ -239,6 +239,7 @@ def test_a_section_without_keys_is_empty(tmp_path: Path) -> None:
         (b"# nothing\n\n", "the file is empty"),
         (b"a: [1\n", "line 2: "),
         (b"seed: 1\nlora:\n\trank: 2\n", "line 3: a tab"),
+        (b"[train]\nsteps = 2\n", "line 2: a [table] as in TOML; a configuration is YAML"),
         (b"seed: 1\nseed: 2\n", "line 2: seed is given twice"),
         (b"lora: {rank: 1, rank: 2}\n", "line 1: rank is given twice"),
         (b"\xff\xfe\x00", "UTF-16 text"),
