@@ -54,8 +54,8 @@ class TrainingData:
             notes.append(f"warning: only {different:,} of {len(self.prompts):,} problems are different")
         if different < places:
             notes.append(
-                f"warning: a step takes {places:,} problems, and the number of different ones is {different:,}: each is "
-                f"sampled {places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
+                f"warning: a step takes {places:,} problems, of which {different:,} can differ: each is sampled "
+                f"{places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
             )
         return notes
 

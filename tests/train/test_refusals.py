@@ -178,7 +178,7 @@ def test_few_problems_and_repeats_are_reported_with_numbers(
     dry_run(make_config(*SMALL, "data.source=jsonl", "data.path=mine.jsonl"), ranks, ANEW)
     output = " ".join(capsys.readouterr().out.split())
     assert "warning: only 3 of 12 problems are different" in output
-    assert "a step takes 4 problems, and the number of different ones is 3: each is sampled 1.3 times in a step" in output
+    assert "a step takes 4 problems, of which 3 can differ: each is sampled 1.3 times in a step" in output
 
 
 @pytest.mark.engine
