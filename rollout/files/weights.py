@@ -55,7 +55,7 @@ def check_weights(place: Path, key: str) -> None:
     index = next((place / name for name in indices if (place / name).is_file()), None)
     if index is None:
         _check_without_index(place, weights.keys(), key)
-        loaded = set(weights)
+        loaded = {SINGLE} if SINGLE in weights else set(weights)
     else:
         loaded = _named_in(index, key)
         missing = sorted(loaded - weights.keys())

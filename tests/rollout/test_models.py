@@ -108,6 +108,9 @@ def test_files_that_nothing_loads_may_be_missing_or_pointers(tmp_path: Path) -> 
     shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
     (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "pytorch_model-00001-of-00002.bin"}}')
     check_files(str(tmp_path))
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
+    (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    check_files(str(tmp_path))
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
