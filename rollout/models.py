@@ -206,7 +206,8 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
         raise ValueError(f"{place}: its tokenizer cannot be read: {kind}{in_one_line(error)}") from error
     if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
         raise ValueError(f"{place} {_only_tekken(place)}")
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not tokenizer.get_vocab().keys() - special - {*tokenizer.all_special_tokens}:
         raise ValueError(f"{place} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
     return tokenizer
 

@@ -17,8 +17,10 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import dynamic_module_utils
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 from typer.testing import CliRunner
 
 from rl_engine.plan.__main__ import app
@@ -183,3 +185,12 @@ def test_a_hub_model_with_tekken_alone_says_how_to_fetch_it(mistral: Path, monke
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: found)
     with pytest.raises(ValueError, match=r"^org/name has no tokenizer but .*`hf download org/name --local-dir DIR`"):
         read_tokenizer("org/name")
+
+
+def test_a_vocabulary_of_added_tokens_is_a_tokenizer(tmp_path: Path) -> None:
+    """As of a small model of one's own, with a token for each character."""
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")), unk_token="?")
+    made.add_tokens([*"12"])
+    made.save_pretrained(tmp_path)
+    shutil.copy(EMBEDDED_DIR / "config.json", tmp_path)
+    assert read_tokenizer(str(tmp_path)).encode("21") == [2, 1]
