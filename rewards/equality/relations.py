@@ -208,13 +208,29 @@ def is_assignment_list(node: Items) -> bool:
 def leaves_open(node: Items) -> bool:
     """Whether statements about different things are joined by "or", so that one of them may be false: x = 0 or y = 0.
 
-    With a name again, x = 1 or x = 2 and x_1 = 1 or x_2 = 2, they are several values or solutions.
+    With a name again, x = 1 or x = 2 and x_1 = 1 or x_2 = 2, they are several values or solutions; y = x or x = 4 are
+    several lines.
     """
-    if node.joined_by != "or" or not all(isinstance(part, Relation) for part in node.elements):
+    if node.joined_by != "or":
         return False
-    names = [_bare(part.sides[0]) for part in node.elements if isinstance(part, Relation)]
-    indexed = [INDEXED.fullmatch(name) for name in names]
-    return len({match["letter"] if match else name for match, name in zip(indexed, names, strict=True)}) == len(names)
+    stated = [_stated(part) for part in node.elements]
+    names = {one[0] for one in stated if one is not None}
+    letters = {letter for one in stated if one is not None for letter in one[1]}
+    return len(names) == len(stated) and not names & letters
+
+
+def _stated(part: Node) -> tuple[str, list[str]] | None:
+    """The thing that a relation is about, without its number or arguments, and the letters on its other sides."""
+    name = next((side for side in part.sides if names_one(side)), None) if isinstance(part, Relation) else None
+    if name is None:
+        return None
+    assert isinstance(part, Relation)
+    match, bound = INDEXED.fullmatch(_bare(name)), bound_letters(name)
+    others = " ".join(side for side in part.sides if side != name)
+    return match["letter"] if match else bound[0] if bound else _bare(name), _LETTERS.findall(others)
+
+
+_LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 
 
 def _names(node: Items) -> set[str]:

@@ -26,10 +26,15 @@ _MISREAD = tuple(
         (r"'", "a prime that the parser would drop"),
         (r"(?<![\d_^])\d+ +\d", "two numbers side by side"),  # 3 5 would be 3 + 5, as with 3 1/2
         (r"(?<![\w^])\d+\s*_", "a number with an index that is no base"),  # the parser drops the index
+        (r"\^\s*\{[^{}]*\}\s*\^", "a power of a power without brackets"),  # e^x^2 is e^(x^2) to its writer
         (r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]", "a greatest common divisor of unknowns"),  # coprime to sympy
     )
 )
 """Patterns that the parser would misread, and why each is refused."""
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:(?:[\s{}()|]|\\(?!cdot|times)[a-z]+)*\d|\s+[A-Za-z]{2})|\(\s*[A-Za-z][A-Za-z ]+\)"
+)
+"""Letters that are words: before a number, several words, or alone in brackets."""
 
 Expr = Any  # sympy is not annotated
 
@@ -63,7 +68,11 @@ def parse(text: str) -> Expr:
         raise Unparsed(f"parsed to {type(parsed).__name__}")
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
         raise Unparsed("too large an expression")
-    if "0" in latex and any(_is_zero_of_words(node) for node in sympy.preorder_traversal(parsed)):
+    if (
+        "0" in latex
+        and _WORD.search(latex)
+        and any(_is_zero_of_words(node) for node in sympy.preorder_traversal(parsed))
+    ):
         raise Unparsed("words beside a zero")
     if isinstance(parsed, sympy.FiniteSet) and len(parsed.args) == 1 and r"\{" not in latex:
         parsed = parsed.args[0]  # the parser reads the braces of {\frac{25}{10}} as a set
@@ -76,10 +85,7 @@ def parse(text: str) -> Expr:
 
 
 def _is_zero_of_words(node: Expr) -> bool:
-    """Whether a product of several letters and 0 is "not 0" or "0 (wrong)", of which only the 0 would be left.
-
-    0x may be a term.
-    """
+    """Whether a node is a product of several letters and 0, as "not 0" and "0 (wrong)" are read."""
     if not isinstance(node, sympy.Mul) or sympy.S.Zero not in _factors(node):
         return False
     return sum(len(symbol.name) for symbol in node.free_symbols) > 1

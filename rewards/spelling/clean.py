@@ -70,7 +70,7 @@ _COMMANDS = {
 }  # fmt: skip
 """Commands with the same meaning as another spelling."""
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
-_TEXT_UNIT = r"\\(?:text|mathrm)\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
+_TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
