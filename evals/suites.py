@@ -25,6 +25,8 @@ from rollout.prompts.sources import SOURCES
 from rollout.types import Problem
 
 NO_COLUMNS = ColumnsConfig()
+GENERATED_SUITE = "held_out"
+"""The suite of generated problems that training never uses."""
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
 EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
@@ -74,7 +76,7 @@ def _aime(year: int) -> Suite:
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        Suite(name="held_out", version=1, source=GENERATOR, size=HELD_OUT_COUNT, instruction=None, max_tokens=72),
+        Suite(name=GENERATED_SUITE, version=1, source=GENERATOR, size=HELD_OUT_COUNT, instruction=None, max_tokens=72),
         Suite(name="gsm8k", version=1, source="gsm8k_test", file="gsm8k_test", size=1319, max_tokens=1024),
         Suite(name="math500", version=1, source="math500", file="math500", size=500, max_tokens=4096),
         Suite(

@@ -180,6 +180,7 @@ def start(options: ForgettingOptions) -> None:
     """Measure in this process."""
     settle_torch()
     quiet_libraries()
+    check_semaphores()
     check_cards()
     serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
     from rollout.vllm import start_engine
@@ -260,7 +261,6 @@ def check_quickly(options: ForgettingOptions) -> list[str]:
         for name in names:
             if idle and (value := getattr(options, name)) != defaults[name]:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, and has no effect: {why}")
-    check_semaphores()
     check_writable(options.output.parent, "--output")
     return check_output(options.output, overwrite=options.overwrite, companions=[options.output.with_suffix(".md")])
 

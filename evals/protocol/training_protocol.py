@@ -17,7 +17,7 @@ from datafiles.tasks import Task
 from datafiles.text import read_text
 from evals.partial_results import differences
 from evals.policies import Policy
-from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, generated_by
+from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATED_SUITE, generated_by
 from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST
@@ -28,7 +28,6 @@ from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, tasks_of
 
 CONFIG = "config.yaml"
-GENERATED_SUITE = "held_out"
 RECORD = "run"
 """Subdirectory of a model's directory that records which run made it."""
 

@@ -60,8 +60,8 @@ class TrainingData:
         return notes
 
 
-def digest_of(problems: Sequence[Problem]) -> str:
-    """A digest of the problems and their reference answers, in order."""
+def digest_in_order(problems: Sequence[Problem]) -> str:
+    """A digest of the problems and their reference answers, which ranks share by their places."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(f"{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))
@@ -83,7 +83,7 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
         need_answer=rewards.correct_weight > 0,
         with_extra=rewards.function is not None,
     )
-    check_same(ranks, {"data": digest_of(loaded.problems)})
+    check_same(ranks, {"data": digest_in_order(loaded.problems)})
     mine = ranks.share(loaded.problems)
     checks = ranks.gather(grader.check_references([one.answer for one in mine], [one.entry for one in mine]))
     dropped, prompts = loaded.dropped, []

@@ -39,7 +39,7 @@ from rl_engine.run.output import begins
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_length, check_resumable, config_hash, problems_digest
 from rl_engine.sampling.collective import check_same
-from rl_engine.sampling.data import TrainingData, cursor_of, digest_of, prepare
+from rl_engine.sampling.data import TrainingData, cursor_of, digest_in_order, prepare
 from rl_engine.sampling.past_versions import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
@@ -162,7 +162,7 @@ def prepare_run(
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer, data.extra_columns)
         problems = [prompt.problem for _, prompts in suites for prompt in prompts]
-        check_same(ranks, {"eval.suites": digest_of(problems)})
+        check_same(ranks, {"eval.suites": digest_in_order(problems)})
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
     if (note := renderer.endless_turn(ends, sampling.stop)) is not None:

@@ -344,8 +344,7 @@ class RayPool:
 
     def _handle_answer(self, worker: WorkerHandle, call: Call, answer: Any, complaint: Complaint) -> None:
         """Handle the answer of a finished call."""
-        complaint = complaint or call.accept(answer)
-        if complaint is not None:
+        if (complaint := complaint or call.accept(answer)) is not None:
             self._give_up(worker, complaint)
             return
         worker.answered(call)
