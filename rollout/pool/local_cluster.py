@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import ray
 from ray._private import worker
 from ray.exceptions import RayError
@@ -78,15 +79,22 @@ def join_ray(address: str) -> None:
 
 
 def leave_ray() -> None:
-    """Disconnect, and end the cluster if it was started here. If Ray hangs, it is left as it is, and a cluster of our
-    own is killed."""
-    node = worker._global_node
-    with suppress(PoolError):
+    """Disconnect, and end the cluster if it was started here."""
+    # Ray would first ask each of its processes to stop, which they ignore (`signals_kept`), and wait a second for it.
+    node, worker._global_node = worker._global_node, None
+    try:
         within(ray.shutdown, LEAVE_S)
-        return
-    atexit.unregister(ray.shutdown)  # it would hang again, when the program ends
+    except PoolError:
+        atexit.unregister(ray.shutdown)  # it would hang again, when the program ends
     if node is not None and node.is_head():
+        below = []
+        for _, process in node.live_processes():
+            with suppress(psutil.NoSuchProcess):
+                below += psutil.Process(process.pid).children(recursive=True)
         node.kill_all_processes(check_alive=False, allow_graceful=False)
+        for child in below:  # Ray's agents outlive a raylet that is killed, and write into its directory
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def in_background(call: Callable[[], T]) -> Future[T]:

@@ -20,9 +20,7 @@ from tests.helpers.scripted_engine import ScriptedEngine
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Path]:
     """A local cluster for all tests; nothing of it may be left once it is shut down."""
-    import ray
-
-    from rollout.pool.local_cluster import start_ray
+    from rollout.pool.local_cluster import leave_ray, start_ray
 
     scratch = ScratchDirectory.make("rl_engine_ray_test_")
     start_ray(4, scratch.path)
@@ -34,7 +32,7 @@ def ray_cluster() -> Iterator[Path]:
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker that a test has just killed
             if str(scratch.path) in " ".join(process.cmdline()):
                 family |= {each: each.name() for each in (process, *process.children(recursive=True))}
-    ray.shutdown()
+    leave_ray()
     scratch.remove()
     _, alive = psutil.wait_procs(list(family), timeout=60)
     assert family

@@ -138,6 +138,9 @@ def test_a_cluster_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) 
         def is_head(self) -> bool:
             return True
 
+        def live_processes(self) -> list[Any]:
+            return []
+
         def kill_all_processes(self, **how: bool) -> None:
             killed.append(how)
 
@@ -146,6 +149,7 @@ def test_a_cluster_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ray._private.worker._global_node", Node())
     monkeypatch.setattr("atexit.unregister", unregistered.append)
     local_cluster.leave_ray()
+    assert local_cluster.worker._global_node is None  # else Ray itself would wait a second for each of its processes
     assert killed == [{"check_alive": False, "allow_graceful": False}]
     assert len(unregistered) == 1
 
@@ -266,8 +270,7 @@ import os, signal
 from pathlib import Path
 from rollout.pool.environment import prepare_ray
 prepare_ray(None)
-import ray
-from rollout.pool.local_cluster import start_ray
+from rollout.pool.local_cluster import leave_ray, start_ray
 from rollout.pool.scratch import ScratchDirectory
 from rollout.stopping import StopRequest, Stopped
 scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
@@ -276,7 +279,7 @@ try:
         start_ray(1, scratch.path)
         os.kill(os.getpid(), signal.SIGTERM)
 except Stopped:
-    ray.shutdown()  # its processes would write into what is removed
+    leave_ray()  # Ray's processes would write into what is removed
     scratch.remove()
     print(f"heard {stop.exit_code}, {scratch.path}")
 """
