@@ -189,7 +189,7 @@ class RunConsole:
         self.console.print(escape(text), soft_wrap=True)
 
     def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
-        """Print before → after for every suite, and where everything is. `lines` are those of metrics.jsonl."""
+        """Print before → after for every suite, and where everything is. `lines`: from metrics.jsonl, `asked_alike`."""
         self.console.print()
         for name in dict.fromkeys(key.split("/")[1] for line in lines for key in line if key.startswith("eval/")):
             scored = [line for line in lines if f"eval/{name}/avg" in line]

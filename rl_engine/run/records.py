@@ -6,17 +6,19 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datafiles.text import json_lines
 from rl_engine.config import Config
+from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.inputs import inputs_of
-from rl_engine.run.origin.starts import STARTS, note_end, note_start
+from rl_engine.run.origin.starts import STARTS, note_end, note_start, read_starts
 from rl_engine.run.resumption import RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_rows, write_synced
@@ -46,6 +48,8 @@ WRITTEN = (
     REPORT,
 )
 """All names that a run writes into its directory."""
+ASKING = ("limit", "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "data_dir")
+"""The keys of `eval` on which the score of a version depends."""
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -58,6 +62,24 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         if not numbers or not isinstance(values.get("step"), int | float):
             raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}: remove it")
     return [{key: value for key, value in values.items() if value is not None} for values in found]
+
+
+def asked_alike(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl since every suite has been asked as it is now: a resumed run may be told another
+    number of problems, another temperature, and its earlier scores then say nothing about the new ones.
+
+    Raises `ValueError` if the record of its starts cannot be read.
+    """
+
+    def asked(start: Mapping[str, Any]) -> list[Any]:
+        return [value_at(start, f"settings.eval.{key}") for key in ASKING]
+
+    starts, lines = read_starts(run), read_metrics(run)
+    alike = [*takewhile(lambda start: asked(start) == asked(starts[-1]), reversed(starts))]
+    if len(alike) == len(starts):
+        return lines
+    since = min(start["after_step"] for start in alike)
+    return [line for line in lines if line["step"] > since]
 
 
 def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
 """One object per resumption that changed something: after which step, which keys, old and new values."""
-ASKING = ("limit", "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "data_dir")
-"""The keys of `eval` on which the score of a version depends."""
 HASH_CHARACTERS = 32
 UP_TO_ROUNDING = "from here on the run equals an uninterrupted one up to rounding, no longer bit for bit"
 WITHOUT_IT = "if it is removed, --resume compares the settings with those in starts.jsonl and with the checkpoint"
@@ -107,21 +104,6 @@ def settings_before(run: Path) -> dict[str, Any] | None:
     stated = read_run_config(run / RUN_CONFIG) if (run / RUN_CONFIG).is_file() else None
     starts = read_starts(run)
     return starts[-1].get("settings", stated) if starts else stated
-
-
-def asked_alike_after(run: Path) -> int:
-    """The step after which every suite was asked as it is now, −1 for the whole run: a resumed run may be told another
-    number of problems, another temperature, and its earlier scores then say nothing about the new ones.
-
-    Raises `ValueError` if the record of its starts cannot be read.
-    """
-
-    def asked(start: Mapping[str, Any]) -> list[Any]:
-        return [value_at(start, f"settings.eval.{key}") for key in ASKING]
-
-    starts = read_starts(run)
-    alike = [*takewhile(lambda start: asked(start) == asked(starts[-1]), reversed(starts))]
-    return min(start["after_step"] for start in alike) if len(alike) < len(starts) else -1
 
 
 def read_run_config(path: Path) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole, ShownAnswer
 from rl_engine.run.memory import PhasePeaks
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
-from rl_engine.run.records import METRICS, PLOT, Records, best_version, read_metrics
-from rl_engine.run.resumption import asked_alike_after, planned_length
+from rl_engine.run.records import METRICS, PLOT, Records, asked_alike, best_version
+from rl_engine.run.resumption import planned_length
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past_versions import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
@@ -332,9 +332,7 @@ def mark_best(run: LiveRun) -> None:
         return
     store = run.publisher.store
     suite = run.config.eval.best or run.suites[0][0].name
-    since = asked_alike_after(run.records.run)
-    lines = [line for line in read_metrics(run.records.run) if line["step"] > since]
-    best = best_version(lines, suite, store.versions())
+    best = best_version(asked_alike(run.records.run), suite, store.versions())
     if best is not None:
         store.point("best", best)
 

@@ -15,7 +15,7 @@ from rl_engine.report.page import write_report
 from rl_engine.run.bottleneck import bottleneck_line, settings_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, Earlier, check_output, sole_writer
-from rl_engine.run.records import REPORT, read_metrics
+from rl_engine.run.records import REPORT, asked_alike, read_metrics
 from rl_engine.sampling.collective import check_shared
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
@@ -87,11 +87,10 @@ def train_in_place(
                         run.records.close()
             if ranks.is_main:
                 paths = reported(run, output)
-                lines = read_metrics(output)
-                run.console.summary(lines, paths)
+                run.console.summary(asked_alike(output), paths)
                 # Beside other runs, waiting for the sampler includes waiting for them, which is not a bottleneck of
                 # this run.
-                if shared is None and (waits_for := bottleneck_line(lines, settings_of(run.config))):
+                if shared is None and (waits_for := bottleneck_line(read_metrics(output), settings_of(run.config))):
                     run.console.note(waits_for)
                 run.console.examples(run.examples)
                 run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
@@ -115,7 +114,7 @@ def report_stop(run: LiveRun) -> None:
         run.console.note(f"stopped as asked before the first step was done: {UNTRAINED}")
         return
     if run.is_main:
-        run.console.summary(read_metrics(run.records.run), summary_paths(run))
+        run.console.summary(asked_alike(run.records.run), summary_paths(run))
     first = "" if finished.unrecorded is None else ", with its evaluation first"
     run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
 

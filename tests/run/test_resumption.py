@@ -23,10 +23,9 @@ from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
 from rl_engine.run.checks import check_place
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import Beginning, check_output, dry_output
-from rl_engine.run.records import Records, read_metrics
+from rl_engine.run.records import Records, asked_alike, read_metrics
 from rl_engine.run.resumption import (
     RESUMED,
-    asked_alike_after,
     check_length,
     check_resumable,
     config_hash,
@@ -126,7 +125,7 @@ def test_what_rounds_otherwise_may_change_and_is_reported(override: str, tmp_pat
 
 def test_scores_count_together_while_the_suites_are_asked_alike(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path), 4)
-    assert asked_alike_after(tmp_path) == -1
+    assert [line["step"] for line in asked_alike(tmp_path)] == [0, 1, 2, 3, 4]
     resumptions = [
         (2, "eval.limit=9", 2),
         (4, "eval.limit=9", 2),
@@ -134,9 +133,12 @@ def test_scores_count_together_while_the_suites_are_asked_alike(tmp_path: Path) 
         (3, "eval.temperature=1", 3),
     ]
     for step, override, since in resumptions:
-        Records(tmp_path, config_in(tmp_path, override)).open(step)
-        assert asked_alike_after(tmp_path) == since
-    assert asked_alike_after(tmp_path / "none") == -1
+        records = Records(tmp_path, config_in(tmp_path, override))
+        records.open(step)
+        for later in range(step + 1, 6):
+            records.metrics({"step": later})
+        assert [line["step"] for line in asked_alike(tmp_path)] == [*range(since + 1, 6)]
+    assert asked_alike(tmp_path / "none") == []
 
 
 def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) -> None:
