@@ -100,15 +100,15 @@ class Memory:
 def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") -> int:
     """Bytes per token that one decoder layer saves for its backward pass, in a precision of `size` bytes.
 
-    Counted: the float32 input of both norms; the input of the first matrices of attention and feed-forward; queries,
+    Counted: the float32 input of the norms; the input of the first matrices of attention and feed-forward; queries,
     keys and values (repeated to all heads), the output of attention and its normalizer; what a token keeps for the
     `row` positions of its row (sdpa: the mask; eager: also every head's weights, in float32 and cast; shared prompts:
-    the cast weights); gate, activated gate, up and their product; the float32 input of the norms of queries and keys,
-    if there are any.
+    the cast weights); in the feed-forward layer gate, activated gate, up and their product, or what another kind keeps
+    (`Widths`); the float32 input of the norms of queries and keys, if there are any.
     Not counted: the rank-wide products of LoRA layers, and everything freed before the layer ends.
     """
     heads = widths.heads * widths.head_dim
-    norms = 2 * FP32 * widths.hidden
+    norms = widths.norms * FP32 * widths.hidden
     if widths.normed_heads:
         norms += FP32 * (heads + widths.kv_heads * widths.head_dim)
     inputs = 2 * size * widths.hidden
@@ -119,7 +119,7 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
         SHARED_PROMPT: widths.heads * size,
     }[attention]
     attended = 4 * size * heads + FP32 * widths.heads + row * of_a_position
-    return norms + inputs + attended + 4 * size * widths.intermediate
+    return norms + inputs + attended + int(widths.kept_in_feed_forward * size) * widths.intermediate
 
 
 def activation_bytes(
@@ -132,7 +132,7 @@ def activation_bytes(
     """
     one = layer_bytes(widths, size, row, attention)
     kept = widths.layers * size * widths.hidden + one if checkpointing else widths.layers * one
-    gradients = 4 * size * widths.intermediate + 2 * FP32 * widths.hidden
+    gradients = int(widths.kept_in_feed_forward * size) * widths.intermediate + 2 * FP32 * widths.hidden
     return tokens * (kept + gradients)
 
 

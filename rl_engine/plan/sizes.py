@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ STATES: tuple[tuple[str, ...], ...] = (
 EXACT_STATES = frozenset({"nemotron_h", "kimi_linear"})
 EXACT = "mamba_ssm_dtype"
 """The key by which a configuration says so itself (Qwen3.5)."""
+ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
+"""Where the classes of activations are defined."""
 SHARED_EXPERTS = ("shared_expert_intermediate_size", "shared_intermediate_size")
 """Names, in different families, of the width of the experts that every token passes through."""
 
@@ -63,7 +66,12 @@ class Widths:
     intermediate: int
     """Total width of the feed-forward layers that one token passes through; in a mixture, of all active and all shared
     experts."""
+    kept_in_feed_forward: float
+    """Number of tensors of that width that a feed-forward layer keeps for its backward pass."""
     vocabulary: int
+    norms: int
+    """Norms of hidden states in a layer: two before its parts, as a rule; some families have two behind them as well
+    (Gemma 2), or one in all (Cohere)."""
     normed_heads: bool
     """Whether queries and keys pass through a norm of their own (Qwen3)."""
 
@@ -93,6 +101,7 @@ class Widths:
         kinds = layer_kinds(meta_model.config)
         attending = sum(kind not in UNATTENDING for kind in kinds) if kinds else text_config.num_hidden_layers
         conv_state, recurrent_state = _states(meta_model)
+        widest, kept = _feed_forward(meta_model)
         return cls(
             hidden=text_config.hidden_size,
             layers=text_config.num_hidden_layers,
@@ -106,8 +115,10 @@ class Widths:
             head_dim=head_dim,
             value_dim=value_dim,
             kv_values=latent + rotated if latent else kv_heads * (head_dim + value_dim),
-            intermediate=max(experts * expert + shared, between) if experts else _dense_width(meta_model) or dense,
+            intermediate=max(experts * expert + shared, between) if experts else widest or dense,
+            kept_in_feed_forward=kept,
             vocabulary=text_config.vocab_size,
+            norms=_norms(meta_model) // text_config.num_hidden_layers or 2,
             normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),
         )
 
@@ -197,19 +208,59 @@ def _states(meta_model: nn.Module) -> tuple[int, int]:
     return conv, recurrent
 
 
-def _dense_width(meta_model: nn.Module) -> int:
-    """Width of the widest feed-forward layer, read from its instantiated down projection; 0 if none is found. Some
-    families use another width than their configuration states (LFM2 two thirds of it, RecurrentGemma half)."""
+def _norms(meta_model: nn.Module) -> int:
+    """Number of norms with weights over whole hidden states."""
+    from rl_engine.policy.logprobs import decoder_of  # heavy; a command may fail before it is needed
+
+    hidden = meta_model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
+    of_heads = ("q_norm.weight", "k_norm.weight")
+    return sum(
+        path.endswith("weight") and parameter.shape == (hidden,) and not path.endswith(of_heads)
+        for path, parameter in decoder_of(meta_model).named_parameters()
+    )
+
+
+def _feed_forward(meta_model: nn.Module) -> tuple[int, float]:
+    """(width of the widest feed-forward layer, `kept_in_feed_forward`), read from its instantiated down projection;
+    0 and what a gated layer with SiLU keeps if none is found. Some families use another width than their configuration
+    states (LFM2 two thirds of it, RecurrentGemma half)."""
     from torch.nn import Linear
 
     from rl_engine.policy.lora.targets import group_of  # heavy; a command may fail before it is needed
 
     hidden = meta_model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
-    return max(
-        (
-            module.in_features
-            for path, module in meta_model.named_modules()
-            if isinstance(module, Linear) and module.out_features == hidden and group_of(path) == "mlp"
-        ),
-        default=0,
-    )
+    found = [
+        (module.in_features, path.rpartition(".")[0])
+        for path, module in meta_model.named_modules()
+        if isinstance(module, Linear) and module.out_features == hidden and group_of(path) == "mlp"
+    ]
+    if not found:
+        return 0, 4.0
+    width, path = max(found)
+    around = meta_model.get_submodule(path)
+    ups = [one.out_features for one in around.children() if isinstance(one, Linear) and one.in_features == hidden]
+    is_gated = not ups or sum(ups) >= 2 * width
+    return width, _kept_by_activation(around) + 2.0 * is_gated  # the gate, and its product with what it gates
+
+
+def _kept_by_activation(feed_forward: nn.Module) -> float:
+    """Number of tensors as wide as its input that the activation keeps for its backward pass, with its result, which
+    the next matrix product keeps: one of ReLU, two of a kernel, five where each step of a formula is computed by
+    itself (gelu_new)."""
+    import torch
+
+    found = [one for one in feed_forward.children() if type(one).__module__ in ACTIVATIONS]
+    if not found:
+        return 2.0
+    activation = copy.deepcopy(found[0]).to_empty(device="cpu")
+    given = torch.ones(256, requires_grad=True).clone()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == given.shape:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        keep(activation(given))
+    return sum(kept.values()) / given.nbytes
