@@ -55,12 +55,16 @@ class LossConfig(Section):
     correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight that is left unchanged.")
     correction_max: float = Field(2.0, gt=1, description="Largest such weight that is left unchanged.")
     kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 disables it.")
-    kl_penalty: Literal["k1", "k2", "k3", "advantage"] = Field(
+    kl_penalty: Literal["k1", "k2", "k3", "k3_weighted", "advantage"] = Field(
         "k3",
-        description="Estimator of the KL in the loss, or `advantage` to subtract log p/p_base from the "
-        "advantages instead.",
+        description="Estimator of the KL in the loss; k3_weighted is k3 times the loss's ratio, without its bounds "
+        "(TRL's default). `advantage` subtracts log p/p_base from the advantages instead.",
     )
-    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; a negative value is a penalty.")
+    entropy_coef: float = Field(
+        0.0,
+        description="Weight of the entropy bonus, which `loss.normalizer` averages like the loss; a negative value is "
+        "a penalty.",
+    )
 
     def bounds(self) -> dict[str, float]:
         """Clipping bounds of the chosen loss, by argument name."""

@@ -155,6 +155,7 @@ ELSEWHERE: dict[str, str] = {
     "use_kl_loss": "loss.kl_coef",
     "use_kl_in_reward": "loss.kl_coef loss.kl_penalty",
     "kl_loss_type": "loss.kl_penalty",
+    "use_bias_correction_kl": "loss.kl_penalty",
     "kl_estimator": "loss.kl_penalty",
     "epsilon": "loss.clip_low loss.clip_high",
     "epsilon_low": "loss.clip_low",

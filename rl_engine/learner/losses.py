@@ -137,7 +137,12 @@ def k2(logprob_BC: Tensor, base_logprob_BC: Tensor) -> Tensor:
 
 
 def k3(logprob_BC: Tensor, base_logprob_BC: Tensor) -> Tensor:
-    """exp(−d) − 1 + d: unbiased and never negative. GRPO's penalty (Shao et al. 2024, equation 4)."""
+    """exp(−d) − 1 + d: unbiased and never negative. GRPO's penalty (Shao et al. 2024, equation 4).
+
+    `k3_weighted` multiplies it by the loss's ratio r, through which the gradient flows too: with a ratio per token
+    ∇(r · k3) = r · d · ∇log p_θ, which is the KL's gradient even for samples of an older policy (DeepSeek-AI 2025,
+    "DeepSeek-V3.2").
+    """
     difference_BC = base_logprob_BC - logprob_BC
     return difference_BC.expm1() - difference_BC
 

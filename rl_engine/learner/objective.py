@@ -86,7 +86,11 @@ def objective(
         loss_BC = loss_BC * weight_BC
         corrected = (weight_BC * mask_BC).sum(), outside_BC.sum()
     if base_logprob_BC is not None and config.kl_penalty != "advantage":
-        loss_BC = loss_BC + config.kl_coef * KL_ESTIMATORS[config.kl_penalty](logprob_BC, base_logprob_BC)
+        estimator, _, weighted = config.kl_penalty.partition("_")
+        kl_BC = KL_ESTIMATORS[estimator](logprob_BC, base_logprob_BC)
+        if weighted:
+            kl_BC = kl_BC * RATIOS[config.name](logprob_BC, old_BC, mask_BC)
+        loss_BC = loss_BC + config.kl_coef * kl_BC
     if config.entropy_coef:
         loss_BC = loss_BC - config.entropy_coef * entropy_BC
     with torch.no_grad():

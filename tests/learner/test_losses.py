@@ -269,6 +269,10 @@ def test_an_objective_by_hand() -> None:
     base = row(-1.0, -2.0)
     assert total({"kl_coef": 0.2, "kl_penalty": "k1"}, base) == pytest.approx(plain + 0.5 * 0.2 * LOG2)
     assert total({"kl_coef": 0.2, "kl_penalty": "k2"}, base) == pytest.approx(plain + 0.5 * 0.2 * 0.5 * LOG2**2)
+    weighted = {"kl_coef": 0.2, "kl_penalty": "k3_weighted"}
+    assert total(weighted, base) == pytest.approx(plain + 0.5 * 0.2 * 2 * (0.5 - 1 + LOG2))
+    # The gradient of k3 times the ratio of 2 is 2 ln 2.
+    torch.testing.assert_close(gradient_of(weighted, base) - gradient_of({}), row(0.0, 0.5 * 0.2 * 2 * LOG2))
     # The penalty reduces the advantage of the second token, whose ratio is 2.
     assert total({"kl_coef": 0.2, "kl_penalty": "advantage"}, base) == pytest.approx(plain + 0.5 * 2 * 0.2 * LOG2)
 

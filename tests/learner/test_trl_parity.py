@@ -57,6 +57,21 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False},
         {"name": "ppo_clip", "normalizer": "sequence", "kl_coef": 0.3},
     ),
+    "grpo with TRL's own KL": (
+        {"loss_type": "grpo", "beta": 0.3},
+        {"name": "ppo_clip", "normalizer": "sequence", "kl_coef": 0.3, "kl_penalty": "k3_weighted"},
+    ),
+    "gspo with TRL's own KL": (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_high": 0.3, "beta": 0.3},
+        {
+            "name": "gspo",
+            "clip_low": 0.2,
+            "clip_high": 0.3,
+            "normalizer": "sequence",
+            "kl_coef": 0.3,
+            "kl_penalty": "k3_weighted",
+        },
+    ),
     "dapo with entropy bonus": (
         {"loss_type": "dapo", "entropy_coef": 0.05},
         {"name": "ppo_clip", "normalizer": "tokens", "entropy_coef": 0.05},

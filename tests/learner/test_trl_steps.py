@@ -47,6 +47,7 @@ GRPO = ({"loss_type": "grpo"}, ("loss.name=ppo_clip", "loss.normalizer=sequence"
 PAIRS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "grpo": GRPO,
     "grpo with KL": ({**GRPO[0], "beta": 0.3, "use_bias_correction_kl": False}, (*GRPO[1], "loss.kl_coef=0.3")),
+    "grpo with TRL's own KL": ({**GRPO[0], "beta": 0.3}, (*GRPO[1], "loss.kl_coef=0.3", "loss.kl_penalty=k3_weighted")),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, ("loss.name=ppo_clip",)),
     "dapo": (
         {"loss_type": "dapo", "epsilon_high": 0.28},
