@@ -117,7 +117,8 @@ def suite_hub_items(suite: Suite, data_dir: str | None, key: str, instead: str) 
     """What reading the suite needs from the hub. `key` is the setting or option that named the suite."""
     if suite.source in (GENERATOR, "jsonl") or data_dir is not None:
         return []
-    return hub_items(DataConfig(source=suite.source), key, instead)
+    items = hub_items(DataConfig(source=suite.source), instead)
+    return [replace(item, what=f"{key} {suite.name}") for item in items]
 
 
 def sampling_of(
