@@ -132,9 +132,7 @@ def main(
 ) -> None:
     """Score a base model and its adapters on the same prompts, with one engine.
 
-    Run the same command again to continue an interrupted evaluation.
-
-    Under torchrun each process has an engine and a share of the batches.
+    Run the same command again to continue an interrupted evaluation. Under torchrun, processes share the batches.
     """
     options, stop = options_of(locals()), StopRequest()
     try:

@@ -81,7 +81,7 @@ def test_no_header_stands_before_the_last_rows(steps: int, headers: int) -> None
     assert sum(f"/{steps}" in line for line in lines) == steps + 1
 
 
-def test_without_an_evaluation_before_the_first_step_it_has_no_row() -> None:
+def test_without_a_first_evaluation_there_is_no_row_for_it() -> None:
     out = io.StringIO()
     RunConsole(quiet=False, steps=2, console=Console(file=out, width=80)).row({"step": 0, "adapter/version": 0}, ())
     assert out.getvalue() == ""
