@@ -54,9 +54,7 @@ Answer = Annotated[
     typer.Option(help="Column of the reference answer, for suites that are files; a.b is field b of mapping a."),
 ]
 DataDir = Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")]
-TrainData = Annotated[
-    str | None, typer.Option(help="Training problems (.jsonl): warn if a suite contains any of them.")
-]
+TrainData = Annotated[str | None, typer.Option(help="Training problems: warn if a suite contains any of them.")]
 Temperature = Annotated[
     float | None,
     typer.Option(
@@ -134,8 +132,7 @@ def main(
 ) -> None:
     """Score a base model and its adapters on the same prompts, with one engine.
 
-    Run the same command again to continue an interrupted evaluation. Under torchrun each process has an engine and a
-    share of the batches.
+    Run the same command again to continue an interrupted evaluation. Under torchrun, processes share the batches.
     """
     options, stop = options_of(locals()), StopRequest()
     try:

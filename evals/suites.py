@@ -93,16 +93,16 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def find_suite(name: str) -> Suite:
+def find_suite(name: str, key: str = "--suite") -> Suite:
     """The suite with that name, or a suite made from that file of problems.
 
-    Raises `ValueError` if the name is neither.
+    Raises `ValueError`, which begins with the setting or option `key`, if the name is neither.
     """
     if name in SUITES:
         return SUITES[name]
     if is_file_name(name):
         return Suite(name=suite_name(name), version=1, source="jsonl", file=name, max_tokens=4096)
-    raise ValueError(f"no suite {name!r}: known are {', '.join(SUITES)}, or give a file of problems")
+    raise ValueError(f"{key}: no suite {name!r}: known are {', '.join(SUITES)}, or give a file of problems")
 
 
 def suite_name(name: str) -> str:
@@ -117,7 +117,8 @@ def suite_hub_items(suite: Suite, data_dir: str | None, key: str, instead: str) 
     """What reading the suite needs from the hub. `key` is the setting or option that named the suite."""
     if suite.source in (GENERATOR, "jsonl") or data_dir is not None:
         return []
-    return hub_items(DataConfig(source=suite.source), key, instead)
+    items = hub_items(DataConfig(source=suite.source), instead)
+    return [replace(item, what=f"{key} {suite.name}") for item in items]
 
 
 def sampling_of(

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from evals.forgetting.table import PolicyResult
 
 FORMAT = 1
-TASKS = "hellaswag,arc_challenge,winogrande"
+TASKS = "hellaswag, arc_challenge, winogrande"
 OF_PROMPTS = ("problems", "samples", "max_tokens", "data_dir")
 OF_TASKS = ("task_dir", "limit", "context")
 StartEngine = Callable[[EngineSettings], Any]
@@ -110,7 +110,7 @@ Output = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")]
 Prompts = Annotated[
-    str | None, typer.Option(help="Prompts for the KL: a run, its config.yaml, a .jsonl file of problems, or a suite.")
+    str | None, typer.Option(help="Prompts for the KL: a run, its config.yaml, a file of problems, or a suite.")
 ]
 
 
@@ -125,7 +125,7 @@ def main(
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="A version, or a run (its best, else its latest); may be repeated."),
     ] = None,
-    tasks: Annotated[str, typer.Option(help="Comma-separated tasks of lm-evaluation-harness; '' for none.")] = TASKS,
+    tasks: Annotated[str, typer.Option(help="Comma-separated lm-eval tasks; '' for none.")] = TASKS,
     task_dir: TaskDir = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N documents of each task.")] = None,
     prompts: Prompts = None,

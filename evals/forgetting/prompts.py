@@ -53,7 +53,7 @@ def read_task_prompts(
     else:
         # The model's usual prompt; any other needs a run's configuration.
         config = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
-        problems = load_suite(find_suite(source), data_dir).problems
+        problems = load_suite(find_suite(source, "--prompts"), data_dir).problems
         sampling, longest_prompt = SamplingConfig(max_tokens=MAX_TOKENS), sys.maxsize
     renderer = Renderer(tokenizer, config)
     drawn = map(renderer.render, random.Random(seed).sample(problems, len(problems)))

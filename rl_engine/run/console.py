@@ -152,9 +152,11 @@ class RunConsole:
             yield
 
     def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
-        """Print the row of a step, or of the evaluation before the first."""
+        """Print the row of a step, or of the evaluation before the first, if there was one."""
         line = self.line_of(metrics, reports)
         columns = self._columns()
+        if not any(column.text(line) for column in columns[1:]):
+            return
         if self._rows == 0:
             self.console.print()
             self.print_rows({column.title: column.meaning for column in columns if column.meaning})

@@ -28,7 +28,7 @@ def check_suites(config: Config) -> None:
     """Check that all suites exist and that no two share a name, under which their scores would be confused."""
     seen: dict[str, str] = {}
     for given in config.eval.suites:
-        suite = find_suite(given)
+        suite = find_suite(given, "eval.suites")
         if suite.name in seen:
             raise ConfigError(
                 f"eval.suites has {seen[suite.name]} and {given}, whose scores would both be called {suite.name}: "

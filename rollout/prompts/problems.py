@@ -101,14 +101,14 @@ def dataset_of(config: SourceConfig) -> HubDataset | None:
     )
 
 
-def hub_items(config: DataConfig, what: str = "data.source", instead: str = "give data.path=FILE") -> list[HubItem]:
+def hub_items(config: DataConfig, instead: str = "give data.path=FILE") -> list[HubItem]:
     """The hub repositories needed to read the source."""
     items = []
     for part in parts_of(config):
         dataset = dataset_of(part.config)
         if dataset is None:
             continue
-        named = what if part.key == "data.path" else part.key.replace("path", "source")
+        named = part.key.replace("path", "source")
         names = [dataset, *([SOURCES[dataset.excludes]] if dataset.excludes else [])]
         items += [
             HubItem(

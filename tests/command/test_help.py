@@ -26,8 +26,8 @@ def app_of(module: str) -> Any:
         return importlib.import_module(module).app
 
 
-def help_of(module: str) -> str:
-    result = CliRunner().invoke(app_of(module), ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+def help_of(module: str, columns: int = 200) -> str:
+    result = CliRunner().invoke(app_of(module), ["--help"], env={"COLUMNS": str(columns), "TERM": "dumb"})
     assert result.exit_code == 0
     return result.output
 
@@ -40,6 +40,15 @@ def test_help_shows_switches_as_such_and_an_example(module: str) -> None:
     (example,) = re.findall(rf"Example: python -m {module} (.*)", text)
     # The command's own parser accepts it.
     get_command(app_of(module)).make_context(module, shlex.split(example), resilient_parsing=False)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_is_whole_on_a_narrow_terminal(module: str) -> None:
+    """A word wider than its column is cut off, and a paragraph of several lines keeps their breaks."""
+    text = help_of(module, columns=100)
+    assert "…" not in text.replace("ADAPTER…", "")
+    paragraphs = (app_of(module).registered_commands[0].callback.__doc__ or "").strip().split("\n\n")
+    assert all("\n" not in paragraph.strip() for paragraph in paragraphs[1:])
 
 
 @pytest.mark.parametrize("module", CONFIGURED)

@@ -167,7 +167,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*EVALS, "--problem", "q"), "--problem is q, and has no effect: no suite is a file"),
     ((*EVALS, "--suite", "gone.jsonl", "--answer", "a"), "suite gone: no such file: gone.jsonl"),
     ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite"),
-    ((*EVALS, "--suite", "gsm9k"), "no suite 'gsm9k'"),
+    ((*EVALS, "--suite", "gsm9k"), "--suite: no suite 'gsm9k'"),
     ((*EVALS, "--output", "file"), "--output: file already exists"),
     ((*EVALS, "--overwrite", "--output", "empty"), "--output: empty is a directory"),
     ((*EVALS, "--adapter", "gone"), "--adapter gone: no such directory"),

@@ -38,8 +38,8 @@ def test_an_option_without_effect_is_refused_in_one_line(arguments: list[str], l
         (["--template", "chat", "--frame", "{problem}"], "--frame and --template frame go together"),
         (["--template", "frame"], "--frame and --template frame go together"),
         (["--seed", "-1"], "--seed is '-1': input should be greater than or equal to 0"),
-        (["--suite", " nope"], "no suite 'nope': known are"),
-        (["--suite", "held_out , nope"], "no suite 'nope': known are"),
+        (["--suite", " nope"], "--suite: no suite 'nope': known are"),
+        (["--suite", "held_out , nope"], "--suite: no suite 'nope': known are"),
     ],
 )
 def test_a_wrong_option_is_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:

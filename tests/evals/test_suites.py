@@ -64,7 +64,7 @@ def test_suites_come_from_known_sources_at_a_fixed_revision() -> None:
     with pytest.raises(ValueError, match="aime2024"):
         find_suite("aime")
     (item,) = suite_hub_items(SUITES["gsm8k"], None, "--suite", "give --data-dir DIR")
-    assert (item.repo, item.what) == ("openai/gsm8k", "--suite gsm8k_test")
+    assert (item.repo, item.what) == ("openai/gsm8k", "--suite gsm8k")
     assert not suite_hub_items(SUITES["gsm8k"], "data", "--suite", "")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from rl_engine.policy.lora.targets import adaptable
 from rollout.servable import (
     BESIDE_SEEING,
     CPU_HEAD_SIZES,
+    EXPERTS,
+    NOT_RELOADED,
     UNSERVED,
     WITH_HEAD,
     WITHOUT_ADAPTERS,
@@ -187,3 +191,21 @@ def test_what_vllm_says_is_one_line() -> None:
     assert str(why_not(error, "M")) == (
         "vLLM cannot serve M here: 1 validation error for VllmConfig Assertion failed, no."
     )
+
+
+def test_the_table_of_the_page_is_that_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]*\((`[a-z].*?)\) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    shown = {kind: row for kinds, *row in rows for kind in re.findall(r"`(.+?)`", kinds)}
+    assert {"llama", "qwen3", "gpt_oss", "mamba"} <= set(shown)
+    for kind, (adapter, head, full) in shown.items():
+        assert kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, kind
+        assert kind not in UNSERVED | BESIDE_SEEING, kind
+        assert (adapter == "no") == (kind in WITHOUT_ADAPTERS), kind
+        assert (adapter == "on CUDA") == (bool(experts_of(kind)) and adapter != "no"), kind
+        assert (head == "yes") == (kind in WITH_HEAD), kind
+        assert (full == "yes") == (kind not in NOT_RELOADED), kind
+
+
+def experts_of(kind: str) -> bool:
+    return any(getattr(AutoConfig.for_model(kind), name, None) for name in EXPERTS)

@@ -48,13 +48,13 @@ LINE = {
 
 
 def watched(steps: int, *, width: int = 200, terminal: bool = False, **options: Any) -> list[str]:
-    """The lines printed by a run of the given steps that evaluates nothing."""
+    """The lines printed by a run of the given steps that is evaluated before the first."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=steps, console=Console(file=out, width=width), **options)
     if terminal:
         console.console._force_terminal = True
         console.console.no_color = True
-    console.row({"step": 0}, [])
+    console.row({"step": 0, "reward/accuracy": 0.25}, [])
     for step in range(1, steps + 1):
         console.row({"step": step, **LINE}, [])
     return out.getvalue().splitlines()
@@ -79,6 +79,12 @@ def test_no_header_stands_before_the_last_rows(steps: int, headers: int) -> None
     assert sum(map(is_header, lines)) == headers
     assert not any(map(is_header, lines[-5:])) or steps < 5
     assert sum(f"/{steps}" in line for line in lines) == steps + 1
+
+
+def test_without_a_first_evaluation_there_is_no_row_for_it() -> None:
+    out = io.StringIO()
+    RunConsole(quiet=False, steps=2, console=Console(file=out, width=80)).row({"step": 0, "adapter/version": 0}, ())
+    assert out.getvalue() == ""
 
 
 def test_reward_and_accuracy_stand_side_by_side_if_different() -> None:

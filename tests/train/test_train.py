@@ -356,7 +356,7 @@ def test_the_plot_of_a_run_without_evaluations_can_be_drawn(tmp_path: Path) -> N
     [
         (["lora.targets=[q_porj]"], ["q_porj", "q_proj"]),
         (["sampling.max_tokens=300"], ["context of 256", "sampling.max_tokens"]),
-        (["eval.suites=[aime]"], ["no suite 'aime'"]),
+        (["eval.suites=[aime]"], ["eval.suites: no suite 'aime'"]),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_in_one_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:

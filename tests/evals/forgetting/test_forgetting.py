@@ -147,7 +147,7 @@ def test_what_cannot_be_measured_is_reported_before_loading(tmp_path: Path, monk
     for changed, message in (
         ({"tasks": ()}, "nothing to measure"),
         ({"adapters": (str(tmp_path),)}, "never published"),
-        ({"prompts": "gsm9k"}, "no suite 'gsm9k'"),
+        ({"prompts": "gsm9k"}, "--prompts: no suite 'gsm9k'"),
         ({"samples": 8}, "--samples is 8, and has no effect: without --prompts no KL is measured"),
         ({"max_tokens": 512}, "--max-tokens is 512, and has no effect"),
         ({"tasks": (), "prompts": "held_out", "limit": 9}, "--limit is 9, and has no effect: --tasks is empty"),

@@ -234,8 +234,8 @@ def test_the_datasets_of_a_mix_are_named_by_its_keys(tmp_path: Path) -> None:
         ("data.mix.1.source math", "HuggingFaceH4/MATH-500"),
         ("data.mix.2.name", "org/set"),
     ]
-    (one,) = hub_items(DataConfig(source="gsm8k"), "the suite", "give a file")
-    assert (one.what, one.repo, one.instead) == ("the suite gsm8k", "openai/gsm8k", "give a file")
+    (one,) = hub_items(DataConfig(source="gsm8k"), "give a file")
+    assert (one.what, one.repo, one.instead) == ("data.source gsm8k", "openai/gsm8k", "give a file")
     (here,) = hub_items(DataConfig(source="hub", name=str(tmp_path)))
     assert here.instead == f"it is a path here, for data.source=file data.path={tmp_path}"
 
