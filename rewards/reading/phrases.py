@@ -103,9 +103,6 @@ _SPELLED = {
     **NUMBER_WORDS,
     **{ten: str(10 * value) for value, ten in enumerate(_TENS, 2)},
     **{f"{ten} {unit}": str(10 * n + k) for n, ten in enumerate(_TENS, 2) for k, unit in enumerate(_UNITS, 1)},
-    **{f"{unit} hundred": str(100 * k) for k, unit in enumerate(_UNITS, 1)},
-    **{f"{unit} thousand": str(1_000 * k) for k, unit in enumerate(_UNITS, 1)},
-    **{f"{unit} million": str(1_000_000 * k) for k, unit in enumerate(_UNITS, 1)},
     **{f"one {part}": rf"\frac{{1}}{{{n}}}" for n, part in enumerate(_PARTS, 2)},
     **{
         f"{unit} {part}s": rf"\frac{{{k}}}{{{n}}}"
@@ -119,6 +116,8 @@ _SPELLED = {
     "one fourth": r"\frac{1}{4}",
 }
 """Numbers in words; not "second", which is a unit of time."""
+_LARGE = (("million", 1_000_000, 1_000), ("thousand", 1_000, 1_000), ("hundred", 100, 100))
+"""Name, size, and how many of them at most are said (twelve hundred, but no thousand thousand); largest first."""
 _CHOICE_WORD = r"(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Aa]lternative|[Ss]tatement|[Ll]etter)"
 _CHOICE = re.compile(
     rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J]|(?<=\()[a-j](?=\)$))\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
@@ -226,12 +225,25 @@ def phrase(text: str) -> Node | str | None:
     folded = fold(text)
     if re.match(r"-\S", _OPENED_TEXT.sub("", text).lstrip("{ ")):
         folded = f"minus {folded}"  # `fold` drops the sign; before a space it may mark an item of a list
-    found = _FOLDED.get(folded) or _SPELLED.get(folded) or _INTERVALS.get(folded)
-    if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _SPELLED.get(folded[below.end() :])):
+    found = _FOLDED.get(folded) or _spelled(folded) or _INTERVALS.get(folded)
+    if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _spelled(folded[below.end() :])):
         return f"-{number}"
     if found is None and "solution" in folded:
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
+
+
+def _spelled(folded: str) -> str | None:
+    """One hundred and twenty, two thousand twenty-four → the number in digits; other words as `_SPELLED` has them."""
+    for name, size, limit in _LARGE:
+        many, found, rest = folded.partition(f" {name}")
+        if found:
+            head, tail = _spelled(many) or "", _spelled(rest.removeprefix(" and").lstrip()) if rest else "0"
+            if not head.isdigit() or not (tail or "").isdigit() or not 0 < int(head) < limit:
+                return None
+            assert tail is not None
+            return str(int(head) * size + int(tail)) if not rest or 0 < int(tail) < size else None
+    return _SPELLED.get(folded)
 
 
 def all_but(text: str) -> tuple[str, str] | None:
