@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from evals.command import exit_with_error, new_console, print_loading, quiet_libraries, settle_torch
+from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
@@ -193,7 +193,7 @@ def start(options: EvalOptions) -> None:
     launch = join_launch()
     try:
         with presence(launch.rank, launch.count, lambda: f"{how_to_continue(options).capitalize()}."):
-            evaluate(options, launch, new_console(quiet=not launch.is_main), start_engine)
+            evaluate(options, launch, lasting_console(quiet=not launch.is_main), start_engine)
     finally:
         leave_launch(launch)
 

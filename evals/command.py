@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.launch.limits import thread_settings
-from rewards.command import print_error, to_stderr
+from rewards.command import print_error, redirect_to_null, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -64,6 +64,37 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
+
+
+class LastingOutput:
+    """Standard output that discards everything once writing fails: hours of work do not end because their reader or
+    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too."""
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            redirect_to_null(sys.stdout)
+
+
+def lasting_console(*, quiet: bool = False) -> Console:
+    """The console of a command that has work to lose, which goes on where nobody hears it. A command whose only result
+    is what it prints has a `new_console`, because there a failed write is a failure."""
+    # If there is no standard output at all, rich prints nothing.
+    return new_console(quiet=quiet, file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
 
 
 def print_table(table: Table, console: Console) -> None:

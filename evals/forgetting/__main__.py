@@ -31,7 +31,7 @@ from rich.markup import escape
 from evals.command import (
     check_output,
     exit_with_error,
-    new_console,
+    lasting_console,
     print_loading,
     print_table,
     quiet_libraries,
@@ -185,7 +185,7 @@ def start(options: ForgettingOptions) -> None:
     serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
     from rollout.vllm import start_engine
 
-    run(options, new_console(), start_engine)
+    run(options, lasting_console(), start_engine)
 
 
 def run(options: ForgettingOptions, console: Console, start_engine: StartEngine) -> None:

@@ -238,10 +238,9 @@ def _spelled(folded: str) -> str | None:
     for name, size, limit in _LARGE:
         many, found, rest = folded.partition(f" {name}")
         if found:
-            head, tail = _spelled(many) or "", _spelled(rest.removeprefix(" and").lstrip()) if rest else "0"
-            if not head.isdigit() or not (tail or "").isdigit() or not 0 < int(head) < limit:
+            head, tail = _spelled(many), _spelled(rest.removeprefix(" and").lstrip()) if rest else "0"
+            if not (head and tail and f"{head}{tail}".isdigit() and 0 < int(head) < limit):
                 return None
-            assert tail is not None
             return str(int(head) * size + int(tail)) if not rest or 0 < int(tail) < size else None
     return _SPELLED.get(folded)
 

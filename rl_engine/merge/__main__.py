@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, print_loading, quiet_libraries, settle_torch, stoppable
+from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import MERGED
@@ -48,7 +48,7 @@ def main(
     """Merge an adapter into its base model and save the result with its tokenizer."""
     try:
         check_place(output)
-        trained = read_resolved(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
+        trained = read_resolved(adapter, base_model, lambda line: lasting_console().print(escape(line), soft_wrap=True))
         check_base(trained, base_model)
         with stoppable(), exclusive(output):
             merge_into(trained, output)
@@ -94,7 +94,7 @@ def merge_into(trained: TrainedAdapter, output: Path) -> None:
     with written_aside(output) as scratch:
         rounding = merge(trained, dtype, scratch)
         check_free(output)  # again, since merging took minutes
-    console = new_console()
+    console = lasting_console()
     console.print(f"{trained.base.name} + {trained.directory} → {output}", soft_wrap=True, markup=False)
     console.print(f"stored in {dtype}: rounding moves a weight by {rounding.error_share:.2%} of the mean update")
 

@@ -26,7 +26,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, stoppable
+from evals.command import exit_with_error, lasting_console, stoppable
 from rewards.command import Command
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
@@ -69,7 +69,7 @@ def main(
     ] = None,
 ) -> None:
     """Publish an adapter and its model card on the hub."""
-    console = new_console()
+    console = lasting_console()
     if not console.is_terminal:
         disable_progress_bars()
     limit_waits()

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import new_console
+from evals.command import lasting_console
 from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Board:
 
     quiet: bool
     names: Sequence[str]
-    console: Console = field(default_factory=new_console)
+    console: Console = field(default_factory=lasting_console)
     _cells: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
     _states: dict[str, str] = field(default_factory=dict, init=False)
     _live: Live | None = field(default=None, init=False)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import new_console
-from rewards.command import redirect_to_null
+from evals.command import lasting_console
 
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
@@ -81,45 +79,13 @@ class ShownAnswer:
     verdict: str
 
 
-class LastingOutput:
-    """Standard output that discards everything once writing fails: a training run does not end because its reader or
-    terminal is gone or the disk that its output goes to is full. Everything printed is in the run's files, too."""
-
-    def __init__(self) -> None:
-        self._file = sys.stdout
-
-    def write(self, text: str) -> int:
-        with self._lasting():
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._lasting():
-            self._file.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    @contextlib.contextmanager
-    def _lasting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            redirect_to_null(self._file)
-
-
-def _lasting_console() -> Console:
-    # If there is no standard output at all, rich prints nothing.
-    return new_console(file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
-
-
 @dataclass
 class RunConsole:
     """The terminal output of the main rank; quiet on other ranks."""
 
     quiet: bool
     steps: int
-    console: Console = field(default_factory=_lasting_console)
+    console: Console = field(default_factory=lasting_console)
     reward_is_accuracy: bool = False
     """Whether the reward is 1 for a right answer and 0 otherwise, so that one column shows both."""
     _step_s: list[float] = field(default_factory=list, init=False)

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, print_table, stoppable
+from evals.command import exit_with_error, lasting_console, print_table, stoppable
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
@@ -37,7 +37,7 @@ from rollout.files.durable import check_writable
 from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = new_console()
+console = lasting_console()
 REPORT_S = 60.0
 """Shortest time between reports. A report takes seconds of CPU time, which runs of half a minute need themselves."""
 

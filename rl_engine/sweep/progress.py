@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from evals.command import new_console
+from evals.command import lasting_console
 from rl_engine.sweep.analysis import Found
 from rl_engine.sweep.board import cell_table, room_of, rows_of
 from rl_engine.sweep.config import SweepConfig
@@ -28,7 +28,7 @@ class SweepProgress:
 
     config: SweepConfig
     targets: Targets
-    console: Console = field(default_factory=new_console)
+    console: Console = field(default_factory=lasting_console)
     _seconds: list[float] = field(default_factory=list, init=False)
     _drawn: float = field(default=0.0, init=False)
 

@@ -249,7 +249,7 @@ SPEAKS_ON = """
 from rl_engine.run.console import RunConsole
 console = RunConsole(quiet=False, steps=3)
 for step in range(4):
-    console.row({"step": step}, [])
+    console.row({"step": step, "completion/tokens_mean": 9.0}, [])
     with console.phase("sampling"):
         pass
 open("done", "w").close()
