@@ -91,8 +91,7 @@ class LastingOutput:
 
 
 def lasting_console(*, quiet: bool = False) -> Console:
-    """The console of a command that has work to lose, which goes on where nobody hears it. A command whose only result
-    is what it prints has a `new_console`, because there a failed write is a failure."""
+    """The console of a command that has work to lose: it goes on where nobody hears it."""
     # If there is no standard output at all, rich prints nothing.
     return new_console(quiet=quiet, file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
 

@@ -26,7 +26,7 @@ from rl_engine.drawing.style import (
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.run.records import PLOT, read_metrics
-from rollout.files.durable import naming
+from rollout.files.durable import replacing
 from rollout.files.ownership import figure_metadata
 
 Lines = Sequence[Mapping[str, float]]
@@ -44,8 +44,8 @@ def plot_run(run: Path) -> Path:
         }
         legends_under(figure, {axes: some for axes, some in signs.items() if len(some) > 1})
         path = run / PLOT
-        with naming(path):
-            figure.savefig(path)
+        with replacing(path) as scratch:
+            figure.savefig(scratch, format="png")
     return path
 
 

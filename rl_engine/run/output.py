@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -326,8 +327,15 @@ def refuse_inside(place: Path, key: str, but: str = "") -> None:
 
 
 def refuse_occupied(run: Path) -> None:
-    """Raises `ConfigError` if another process is training in the directory."""
-    if is_held(run / LOCK):
+    """Raises `ConfigError` if another process is training in the directory, or if its lock may not be opened: in a copy
+    of a read-only run, or another user's run in a shared directory."""
+    lock = run / LOCK
+    if lock.is_file() and not os.access(lock, os.R_OK | os.W_OK):
+        raise ConfigError(
+            f"output_dir: this user may not write {lock}: let its owner allow it (chmod -R u+rw {run}), or give "
+            "another output_dir"
+        )
+    if is_held(lock):
         raise _occupied(run)
 
 

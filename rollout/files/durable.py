@@ -92,7 +92,7 @@ def numbered(root: Path, kind: str) -> dict[int, Path]:
 def write_synced(path: Path, text: str) -> None:
     """Replace a file atomically: after a crash it is the old one or the new one. Creates its directory if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
@@ -100,7 +100,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as compressed JSON Lines: complete or absent, and the same bytes for the same rows."""
     # No time stamp and no name in the header, which would differ.
     with (
-        _replacing(path) as scratch,
+        replacing(path) as scratch,
         scratch.open("wb") as raw,
         gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file,
     ):
@@ -109,7 +109,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch file that is synced and becomes `path` if the block succeeds, and is deleted otherwise."""
     scratch = path.with_name(f".{path.name}.partial")
     try:

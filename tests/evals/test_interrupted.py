@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -205,3 +206,15 @@ def test_asked_to_stop_the_command_keeps_what_is_finished(tmp_path: Path, monkey
     answer = CliRunner().invoke(app, command)
     assert (answer.exit_code, len(engine.asked), output.is_file()) == (0, 60, True)
     assert handlers == {number: signal.getsignal(number) for number in handlers}
+
+
+def test_an_evaluation_goes_on_where_nobody_hears_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `> log.txt` on a full disk, or `| head`, hours of sampling would end without a file."""
+    monkeypatch.setattr("rollout.vllm.start_engine", scripted().start)
+    output = tmp_path / "out.json"
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        command = ["--model", "embedded", "--suite", "held_out", "--limit", "4", "--output", str(output)]
+        app(command, standalone_mode=False)
+        assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
+    assert output.is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
     assert own is not None
     assert trained == replace(own, origin=tmp_path / "models/merged/run/config.yaml")
     assert json.loads((tmp_path / "models/merged/run/manifest.json").read_text())["version"] == 3
+
+
+def test_a_merge_succeeds_where_nobody_hears_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output goes to a full disk."""
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        app(["--adapter", str(run), "--output", str(tmp_path / "merged")], standalone_mode=False)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
 def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> None:

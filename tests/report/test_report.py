@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from rl_engine.config.file import read_config
@@ -273,6 +275,20 @@ def test_a_value_of_null_is_one_that_was_not_measured(tmp_path: Path) -> None:
     assert page_of([shown])
     assert plot_run(run).is_file()
     assert len(plot_charts({"run": shown.lines}, tmp_path / "plots", "svg")) == 4
+
+
+def test_a_full_disk_leaves_the_earlier_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(figure: Figure, file: Path, **options: str) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    start_run(tmp_path)
+    before = plot_run(tmp_path).read_bytes()
+    monkeypatch.setattr(Figure, "savefig", save)
+    with pytest.raises(OSError, match=r"curves\.png"):
+        plot_run(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes() == before
+    assert not [*tmp_path.glob(".curves*")]
 
 
 def test_every_chart_has_a_file_of_its_own() -> None:

@@ -46,6 +46,18 @@ def test_no_run_begins_where_it_would_be_lost(
     check_place(config_in(Path("run/mine")), resume=False, overwrite=False)
 
 
+@pytest.mark.parametrize("options", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}])
+def test_a_lock_that_may_not_be_written_is_named(
+    options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a copy of a read-only run. Tests may run as root, who may write anything."""
+    made_run(tmp_path)
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path).name != ".lock" or not how & os.W_OK)
+    with pytest.raises(ConfigError, match=rf"^output_dir: this user may not write {tmp_path}/\.lock: let its owner"):
+        check_place(config_in(tmp_path), **options)
+
+
 def test_a_run_is_not_moved_aside_from_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For example, a container's volume: nothing is renamed from one file system to another."""
     run = tmp_path / "run"
