@@ -37,6 +37,7 @@ from rollout.servable import why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 from rollout.vllm.arguments import engine_arguments, lora_arithmetic
 from rollout.vllm.decoder import Decoder
+from rollout.vllm.outputs import completion, scores
 from rollout.vllm.patches import patch_vllm
 
 patch_vllm()
@@ -208,7 +209,7 @@ class VllmEngine:
             (sampled,) = output.outputs
             asked.batch.take(
                 asked.place,
-                _completion(sampled, asked.key, self._decoder.spoken(sampled, stops=bool(asked.sampling.stop))),
+                completion(sampled, asked.key, self._decoder.spoken(sampled, stops=bool(asked.sampling.stop))),
             )
             if asked.batch.done:
                 self._done.append(asked.batch)
@@ -233,7 +234,8 @@ class VllmEngine:
             lora_request=request,
             use_tqdm=False,
         )
-        return [_scores(output.prompt_logprobs, row[1]) for output, row in zip(outputs, rows, strict=True)]
+        weights = adapter.key if adapter else BASE
+        return [scores(output.prompt_logprobs, row[1], weights) for output, row in zip(outputs, rows, strict=True)]
 
     def load_adapter(self, ref: AdapterRef) -> None:
         """See `Engine.load_adapter`. vLLM identifies adapters by name and id, so neither is ever reused."""
@@ -365,26 +367,4 @@ def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> Sam
         detokenize=bool(sampling.stop),
         skip_special_tokens=False,
         spaces_between_special_tokens=False,
-    )
-
-
-def _scores(flat: Any, continuation: Sequence[int]) -> TokenScores:
-    """Read scores from vLLM's flat list. It has two entries per position: the given token and the most likely."""
-    logprobs, token_ids = (values[-2 * len(continuation) :] for values in (flat.logprobs, flat.token_ids))
-    assert token_ids[::2] == list(continuation)
-    return TokenScores(
-        logprobs=tuple(logprobs[::2]),
-        greedy=tuple(here == best for here, best in zip(token_ids[::2], token_ids[1::2], strict=True)),
-    )
-
-
-def _completion(output: Any, adapter: str, text: str) -> Completion:
-    if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
-    return Completion(
-        text=text,
-        token_ids=tuple(output.token_ids),
-        logprobs=tuple(output.logprobs.logprobs),
-        finish_reason=output.finish_reason,
-        adapter=adapter,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,6 +354,20 @@ def test_an_error_in_the_samplers_code_is_not_the_users(monkeypatch: pytest.Monk
     )
     with pytest.raises(RuntimeError, match=r"^vLLM failed while it sampled: too many values"):
         made._step()
+
+
+def test_a_model_that_computes_nan_is_not_one_that_knows_nothing() -> None:
+    """vLLM answers token 0 where it computes NaN, and `evals` reported 0.0 % for a checkpoint full of NaN."""
+    from rollout.vllm.outputs import completion, scores
+
+    sampled = SimpleNamespace(
+        finish_reason="length", token_ids=[7, 0], logprobs=SimpleNamespace(logprobs=[-0.5, math.nan])
+    )
+    with pytest.raises(EngineError, match=r"^the sampler computed NaN with policy-v000003: its weights or the base"):
+        completion(sampled, "policy-v000003", "7")
+    flat = SimpleNamespace(logprobs=[None, -0.1, -0.1, math.nan, math.nan], token_ids=[5, 7, 7, 0, 0])
+    with pytest.raises(EngineError, match=r"^the sampler computed NaN with base: "):
+        scores(flat, [7, 0], "base")
 
 
 @pytest.mark.parametrize(
