@@ -113,6 +113,8 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (Config, "lr_scheduler_type=cosine", ["optim.schedule"]),
         (Config, "val_set_size=0.1", ["another's"]),
         (Config, "lora_dropout=0.1", ["no dropout"]),
+        (Config, "tokenizer.path=x", ["model.name"]),
+        (Config, "push_to_hub=true", ["rl_engine.push"]),
     ],
 )
 def test_a_key_of_another_library_is_translated(schema: type[CommandConfig], override: str, words: list[str]) -> None:
