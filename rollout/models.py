@@ -199,6 +199,7 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
     refuse_code_of_models()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+        tokenizer("1")  # some settings are first looked at here
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -214,14 +215,20 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
 
 def end_tokens(place: str, revision: str | None, model_config: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a completion, as vLLM determines them: those in generation_config.json, or in config.json if
-    there is none, plus the tokenizer's end-of-sequence token."""
+    there is none, plus the tokenizer's end-of-sequence token. Raises ValueError if what is stated is no token."""
     from transformers import GenerationConfig  # heavy, as in `read_tokenizer`
 
     try:
         stated = GenerationConfig.from_pretrained(place, revision=revision or "main").eos_token_id
     except OSError:
         stated = GenerationConfig.from_model_config(model_config).eos_token_id
+    except Exception as error:  # whatever transformers meets in values that it does not check
+        raise ValueError(f"{place}: its generation_config.json cannot be read: {in_one_line(error)}") from error
     ends = stated if isinstance(stated, list) else [stated]
+    if wrong := [end for end in ends if end is not None and type(end) is not int]:
+        raise ValueError(
+            f"{place}: eos_token_id of its generation_config.json or config.json is {wrong[0]!r}, no token"
+        )
     return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
 
 

@@ -130,6 +130,14 @@ TOKENIZERS: dict[str, tuple[dict[str, str], str]] = {
         "its tokenizer cannot be read: Exception: data did not match any variant",
     ),
     "no_fields": ({"tokenizer.json": "{}"}, "its tokenizer cannot be read: KeyError: 'added_tokens'"),
+    # First looked at when a text is read.
+    "no_length": (
+        {
+            "tokenizer.json": (EMBEDDED_DIR / "tokenizer.json").read_text(encoding="utf-8"),
+            "tokenizer_config.json": '{"model_max_length": "x"}',
+        },
+        "its tokenizer cannot be read: TypeError: '>' not supported between",
+    ),
 }
 
 

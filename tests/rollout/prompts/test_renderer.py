@@ -58,6 +58,13 @@ def test_a_turn_that_ends_no_completion_is_reported(tokenizer: Any, tmp_path: Pa
     assert end_tokens(str(tmp_path), None, config, tokenizer) == {7, end}
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     assert end_tokens(str(tmp_path), None, config, tokenizer) == {5, 6, end}
+    for stated, told in (
+        ({"eos_token_id": 7.0}, r"json is 7\.0, no token"),
+        ({"pad_token_id": "x"}, "json cannot be read"),
+    ):
+        (tmp_path / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
+        with pytest.raises(ValueError, match=told):
+            end_tokens(str(tmp_path), None, config, tokenizer)
 
 
 def test_a_mistral_has_the_tokenizer_of_the_others(tokenizer: Any, tmp_path: Path) -> None:
