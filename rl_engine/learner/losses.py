@@ -109,7 +109,8 @@ LOSSES: dict[str, Loss] = {
     "cispo": cispo,
     "gspo": gspo,
 }
-RATIOS: dict[str, Loss] = {name: sequence_ratio if name == "gspo" else token_ratio for name in LOSSES}
+RATIOS: dict[str, Callable[..., Tensor]] = {**dict.fromkeys(LOSSES, token_ratio), "gspo": sequence_ratio}
+"""The ratio of a loss, of tokens unless stated: `ratio/*`, the bounds' metrics and a weighted KL penalty use it too."""
 
 
 def bounds_hit(
