@@ -103,7 +103,8 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
         except NonFiniteGradientError as error:
             exit_with_error(f"step {run.step + 1}: {error}\n{what_is_saved(config)}", 1)
         ref = publish(run, run.batches.steps)
-    paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(store.path_of(ref.version))}
+    kind = {"lora": "adapter", "full": "model"}[config.method]
+    paths = {"run": config.output_dir, kind: str(store.path_of(ref.version))}
     if merged:
         target = Path(config.output_dir) / "merged"
         with written_aside(target) as scratch:
