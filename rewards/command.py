@@ -211,6 +211,10 @@ def _terminated_within(within_s: float) -> bool:
 class Command(TyperCommand):
     """A command with one-line errors, whose help shows a switch as a switch rather than as taking a <bool>."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Rich's table of options cuts long names on a terminal of 80 columns, and is twice as long.
+        super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_closed_streams()
         escape_unencodable()
@@ -227,6 +231,14 @@ class Command(TyperCommand):
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The example on a line of its own, however long, so that it can be copied; the rest as a paragraph."""
+        example, _, rest = (self.epilog or "").partition("\n\n")
+        formatter.write(f"\n{example}\n")
+        if rest:
+            formatter.write_paragraph()
+            formatter.write_text(rest)
 
     def get_help_option_names(self, ctx: Any) -> list[str]:
         return ["--help", "-h"]

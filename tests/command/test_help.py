@@ -45,7 +45,8 @@ def test_help_shows_switches_as_such_and_an_example(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_help_is_whole_on_a_narrow_terminal(module: str) -> None:
     """A word wider than its column is cut off, and a paragraph of several lines keeps their breaks."""
-    text = help_of(module, columns=100)
+    text = help_of(module, columns=80)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Example: ")) <= 80
     assert "…" not in text.replace("ADAPTER…", "")
     paragraphs = (app_of(module).registered_commands[0].callback.__doc__ or "").strip().split("\n\n")
     assert all("\n" not in paragraph.strip() for paragraph in paragraphs[1:])
