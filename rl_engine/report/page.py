@@ -142,7 +142,9 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def _tokens(mean: float) -> str:
+def _tokens(mean: float | None) -> str:
+    if mean is None:
+        return "—"
     return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 

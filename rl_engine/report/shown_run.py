@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from dataclasses import fields as fields_of
@@ -88,8 +89,8 @@ class ShownRun:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Complete lines of metrics.jsonl, with measurements of the adapters (`spectra.py`) and how suites were asked
-    (`with_asking`)."""
+    """Complete lines of metrics.jsonl, as far as their values are finite, with measurements of the adapters
+    (`spectra.py`) and how suites were asked (`with_asking`)."""
     adapters: tuple[ShownAdapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
@@ -147,7 +148,9 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     text = (run / RUN_CONFIG).read_text(errors="replace", encoding="utf-8")
     settings = _settings(run / RUN_CONFIG)
     starts = read_starts(run)
-    lines, broken = with_spectra(run, tuple(with_asking(read_metrics(run), starts)))
+    # A value that is not finite is a gap in its curve, and nothing to compute with.
+    finite = [{key: value for key, value in line.items() if math.isfinite(value)} for line in read_metrics(run)]
+    lines, broken = with_spectra(run, tuple(with_asking(finite, starts)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
     return ShownRun(

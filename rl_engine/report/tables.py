@@ -50,7 +50,7 @@ def overview_of(run: ShownRun) -> dict[str, str]:
     return both | {
         "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
         "Token limit": f"{settings['sampling.max_tokens']:,}",
-        "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
+        "Training time": str(timedelta(seconds=round(sum(max(0.0, line.get("time/step_s", 0.0)) for line in lines)))),
         "Bottleneck": bottleneck_line(run.lines, settings) or "—",
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     found = [*json_lines(path, grows=True)] if path.is_file() else []
     for values in found:
         numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
-        if not numbers or not isinstance(values.get("step"), int | float):
+        if not numbers or values.get("step") is None or not math.isfinite(values["step"]):
             raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}: remove it")
     return [{key: value for key, value in values.items() if value is not None} for values in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,23 @@ def test_another_models_run_measures_nothing_here(finished: Path, tmp_path: Path
         (tmp_path / "other" / "config.yaml").write_text(text)
         with pytest.raises(ValueError, match=rf"^[^\n]*{told}[^\n]*$"):
             measured(tmp_path / "other", make_config(), 1)
+    ahead = make_config("rollout.placement=ray", "rollout.max_staleness=1")
+    (finished / "config.yaml").write_text(ahead.to_yaml())
+    with pytest.raises(ConfigError, match=r"max_staleness 1, waiting .*, and the plan is for 0$"):
+        measured(finished, make_config(), 1)
+    assert measured(finished, ahead, 1).other_s == 0.75
     (finished / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ConfigError, match="has not finished two steps"):
+        measured(finished, ahead, 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0, None])
+@pytest.mark.parametrize("name", ["time/rollout_s", "completion/tokens_mean"])
+def test_no_speed_follows_from_no_duration(name: str, value: float | None, finished: Path, make_config: Any) -> None:
+    path = finished / "metrics.jsonl"
+    lines = [json.loads(line) | {name: value} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ConfigError, match=rf"^--from: .*/metrics\.jsonl has {name} \S+ in .*speed follows"):
         measured(finished, make_config(), 1)
 
 
