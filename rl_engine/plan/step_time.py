@@ -116,21 +116,24 @@ def _mean_of(name: str, steps: Sequence[Mapping[str, float]], run: Path) -> floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSampler:
-    """How vLLM's share of a GPU is used, in GiB; activations are counted as part of the cache."""
+    """How vLLM's share of a GPU is used, in GiB on each of its cards; activations are counted as part of the cache."""
 
     weights: float
     kv_cache: float
+    cards: int
+    """Among which one sampler divides weights, cache and products (`rollout.tensor_parallel_size`)."""
 
     @classmethod
     def of(cls, config: Config, parameters: int, gib: float) -> GpuSampler:
-        weights = parameters * DTYPES[config.model.precision].itemsize / GIB
-        return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights))
+        cards = config.rollout.tensor_parallel_size
+        weights = parameters * DTYPES[config.model.precision].itemsize / cards / GIB
+        return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights), cards=cards)
 
     def concurrent_sequences(self, config: Config, widths: Widths, work: Workload) -> int:
         """Number of sequences, prompt and completion, that fit the cache at once."""
         size = DTYPES[config.model.precision].itemsize
         one = widths.sequence_bytes(work.prompt_tokens + work.completion_tokens, size)
-        return min(config.rollout.max_num_seqs, int(self.kv_cache * GIB / one))
+        return min(config.rollout.max_num_seqs, int(self.kv_cache * self.cards * GIB / one))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +156,10 @@ class DataSheet:
         concurrent = min(rows, sampler.concurrent_sequences(config, widths, work))
         context = work.prompt_tokens + work.completion_tokens / 2
         one = widths.sequence_bytes(context, DTYPES[config.model.precision].itemsize)
-        read = sampler.weights * GIB + concurrent * one
+        read = sampler.weights * GIB + concurrent * one / sampler.cards
         token_s = max(
             read / (self.tb_per_s * 1e12),
-            concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,
+            concurrent * flops.sampling / (work.episodes * work.completion_tokens) / (per_s * sampler.cards),
         )
         learned_share = math.ceil(work.episodes / devices.count) / work.episodes
         return StepTime(
