@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.launch.limits import thread_settings
-from rewards.command import print_error, redirect_to_null, to_stderr
+from rewards.command import lasting, print_error, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -66,34 +66,9 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
 
 
-class LastingOutput:
-    """Standard output that discards everything once writing fails: hours of work do not end because their reader or
-    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too."""
-
-    def write(self, text: str) -> int:
-        with self._lasting():
-            sys.stdout.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._lasting():
-            sys.stdout.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
-
-    @contextlib.contextmanager
-    def _lasting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            redirect_to_null(sys.stdout)
-
-
 def lasting_console(*, quiet: bool = False) -> Console:
     """The console of a command that has work to lose: it goes on where nobody hears it."""
-    # If there is no standard output at all, rich prints nothing.
-    return new_console(quiet=quiet, file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
+    return new_console(quiet=quiet, file=lasting("stdout"))
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -118,7 +93,9 @@ def quiet_libraries() -> None:
     """Show warnings in our own style, and no progress bars of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about DeepSpeed's calls
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=lasting_console(), show_path=False)]
+    )
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

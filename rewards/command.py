@@ -10,9 +10,9 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -67,18 +67,49 @@ def print_error(message: str, code: int) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Print a line of rich markup on stderr. If that fails, as on a full disk behind `> log.txt 2>&1`, redirect stderr
-    to /dev/null from then on: no command should fail, or change its exit code, because it cannot print."""
-    try:
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
-    except OSError:
-        redirect_to_null(sys.stderr)
+    """Print a line of rich markup on stderr, if that works: no command should fail, or change its exit code, because it
+    cannot print."""
+    Console(stderr=True, highlight=False, file=lasting("stderr")).print(text, soft_wrap=True)
 
 
-def redirect_to_null(stream: IO[str]) -> None:
-    """Redirect a stream to /dev/null. Otherwise flushing its buffer at exit would fail again and set the exit code."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
-        os.dup2(nowhere.fileno(), stream.fileno())
+class LastingOutput:
+    """A standard stream that discards everything once writing fails: hours of work do not end because their reader or
+    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def _stream(self) -> IO[str]:
+        stream: IO[str] = getattr(sys, self._name)  # anew each time: tests and notebooks replace it
+        return stream
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Otherwise flushing its buffer at exit would fail again and set the exit code.
+            with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+def lasting(name: str) -> IO[str] | None:
+    """`stdout` or `stderr` as a file for rich, which would itself end the program when a pipe is closed; None if there
+    is no such stream, where rich prints nothing."""
+    return cast("IO[str]", LastingOutput(name)) if getattr(sys, name) else None
 
 
 def write_rows(output: Path | None, rows: Iterable[Any]) -> None:

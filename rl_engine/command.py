@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 import typer
 from safetensors import SafetensorError
 
-from evals.command import exit_with_error, new_console, quiet_libraries, settle_torch
+from evals.command import exit_with_error, lasting_console, quiet_libraries, settle_torch
 from evals.launch.presence import lost_rank, presence
 from rewards.command import Command, limit_reached, out_of_memory
 from rl_engine.config import Config
@@ -117,7 +117,7 @@ def exit_untrained(stop: StopRequest) -> NoReturn:
     connected, a launcher also stops them this way when one of them fails."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     otherwise = "" if alone else ". If nobody asked, another rank failed: its output, or the launcher's, says why"
-    console = new_console(quiet=os.environ.get("RANK", "0") != "0")
+    console = lasting_console(quiet=os.environ.get("RANK", "0") != "0")
     console.print(f"stopped as asked before training began: {UNTRAINED}{otherwise}", soft_wrap=True)
     raise typer.Exit(stop.exit_code)
 

@@ -336,6 +336,10 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
         lines.append(
             "the workers' own GPUs are not planned for: times are for devices that take turns at sampling and learning"
         )
+    if (cards := config.rollout.tensor_parallel_size) > 1:
+        lines.append(
+            f"a sampler on {cards} such GPUs (rollout.tensor_parallel_size): device hours leave out all but one"
+        )
     if speed is None:
         lines.append("no time is predicted: give a speed with --from, --tokens-per-s or --card")
     elif isinstance(speed, Throughput):

@@ -57,7 +57,7 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
     refusals = [short] if short else []
     if concurrent == 0:
         length = work.prompt_tokens + work.completion_tokens
-        one = widths.sequence_bytes(length, DTYPES[config.model.precision].itemsize)
+        one = widths.sequence_bytes(length, DTYPES[config.model.precision].itemsize) / sampler.cards
         refusals.append(
             f"one sequence needs {one / GIB:.2f} GiB of KV cache, and the sampler has {sampler.kv_cache:.2f} GiB beside"
             f" the weights: raise rollout.memory_fraction, which is {config.rollout.card_share:g}"

@@ -8,6 +8,7 @@ all wait for the device with the most.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +19,11 @@ from rl_engine.plan.flops import StepFlops
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.memory import GIB
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.run.trained_adapter import read_configuration
+
+MEASURED = ("completion/tokens_mean", "time/rollout_s", "time/learn_s", "time/grade_s", "time/sync_s")
+"""What a speed is computed from; of the first three, none can be 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,8 @@ class Throughput:
 def measured(run: Path, config: Config, devices: int) -> Throughput:
     """The measured speed of an earlier run, over all its steps but the first, which includes the engine's warm-up.
 
-    Raises `ConfigError` if the run has no such steps, or used another model or method.
+    Raises `ConfigError` if the run has no such steps, used another model or method, or sampled further ahead, so that
+    it waited for only a part of its sampling; or if its metrics.jsonl lacks a duration or has an impossible one.
     """
     found = read_configuration(run)
     ran = found[1] if found else None
@@ -77,40 +82,58 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
     ):
         if theirs != ours:
             raise ConfigError(f"--from: {run} was measured with {key} {theirs}, and the plan is for {ours}")
+    if ran.rollout.max_staleness > config.rollout.max_staleness:
+        raise ConfigError(
+            f"--from: {run} was measured with rollout.max_staleness {ran.rollout.max_staleness}, waiting for only a "
+            f"part of its sampling, and the plan is for {config.rollout.max_staleness}"
+        )
     steps = [line for line in read_metrics(run) if "time/step_s" in line][1:]
     if not steps:
         raise ConfigError(f"--from: {run} has not finished two steps, and the first is not measured: give a longer run")
-
-    def mean(name: str) -> float:
-        return fmean(line[name] for line in steps)
-
-    tokens = ran.completions_per_step * mean("completion/tokens_mean")
+    length, rollout_s, learn_s, grade_s, sync_s = (_mean_of(name, steps, run) for name in MEASURED)
+    tokens = ran.completions_per_step * length
     return Throughput(
-        sampling=tokens / mean("time/rollout_s") / devices,
-        learning=tokens / mean("time/learn_s") / devices,
-        other_s=mean("time/grade_s") + mean("time/sync_s"),
+        sampling=tokens / rollout_s / devices,
+        learning=tokens / learn_s / devices,
+        other_s=grade_s + sync_s,
         source=f"measured in {run}, {len(steps)} steps on {devices} device{'s' * (devices > 1)}",
-        completion_tokens=round(mean("completion/tokens_mean")),
+        completion_tokens=max(1, round(length)),
     )
+
+
+def _mean_of(name: str, steps: Sequence[Mapping[str, float]], run: Path) -> float:
+    for line in steps:
+        if not 0 <= line.get(name, math.nan) < math.inf:
+            raise ConfigError(
+                f"--from: {run / METRICS} has {name} {line.get(name)} in step {line['step']:.0f}, from which no speed "
+                "follows: remove that line, or give another run"
+            )
+    mean = fmean(line[name] for line in steps)
+    if not mean and name in MEASURED[:3]:
+        raise ConfigError(f"--from: {run / METRICS} has {name} 0 in every step, from which no speed follows")
+    return mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSampler:
-    """How vLLM's share of a GPU is used, in GiB; activations are counted as part of the cache."""
+    """How vLLM's share of a GPU is used, in GiB on each of its cards; activations are counted as part of the cache."""
 
     weights: float
     kv_cache: float
+    cards: int
+    """Among which one sampler divides weights, cache and products (`rollout.tensor_parallel_size`)."""
 
     @classmethod
     def of(cls, config: Config, parameters: int, gib: float) -> GpuSampler:
-        weights = parameters * DTYPES[config.model.precision].itemsize / GIB
-        return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights))
+        cards = config.rollout.tensor_parallel_size
+        weights = parameters * DTYPES[config.model.precision].itemsize / cards / GIB
+        return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights), cards=cards)
 
     def concurrent_sequences(self, config: Config, widths: Widths, work: Workload) -> int:
         """Number of sequences, prompt and completion, that fit the cache at once."""
         size = DTYPES[config.model.precision].itemsize
         one = widths.sequence_bytes(work.prompt_tokens + work.completion_tokens, size)
-        return min(config.rollout.max_num_seqs, int(self.kv_cache * GIB / one))
+        return min(config.rollout.max_num_seqs, int(self.kv_cache * self.cards * GIB / one))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +156,10 @@ class DataSheet:
         concurrent = min(rows, sampler.concurrent_sequences(config, widths, work))
         context = work.prompt_tokens + work.completion_tokens / 2
         one = widths.sequence_bytes(context, DTYPES[config.model.precision].itemsize)
-        read = sampler.weights * GIB + concurrent * one
+        read = sampler.weights * GIB + concurrent * one / sampler.cards
         token_s = max(
             read / (self.tb_per_s * 1e12),
-            concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,
+            concurrent * flops.sampling / (work.episodes * work.completion_tokens) / (per_s * sampler.cards),
         )
         learned_share = math.ceil(work.episodes / devices.count) / work.episodes
         return StepTime(

@@ -51,4 +51,4 @@ def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, Sui
     if not able:
         return None
     change = min(able, key=lambda one: run.suites.index(one.suite) if one.suite in run.suites else len(run.suites))
-    return SUITE_TITLES.get(change.suite, change.suite), change, gain_of_training(run, change.suite)
+    return SUITE_TITLES.get(change.suite, change.suite), change, gain_of_training(run, change)

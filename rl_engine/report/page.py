@@ -23,6 +23,7 @@ from rl_engine.report.pairs import Pair, pairs_of
 from rl_engine.report.shown_run import ShownRun, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
 from rl_engine.report.warnings import warnings_of
+from rl_engine.run.records import ASKED
 from rollout.files.durable import naming
 
 PROBLEMS = 4
@@ -93,6 +94,7 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
             pairs=pairs,
             conditions=[conditions_of(run) for run in runs],
             differences=differences_of(runs),
+            asked_otherwise=any(ASKED in line for run in runs for line in run.lines),
             data=_data(names, runs, pairs, reload_s),
             style=Markup(_own("page.css")),
             script=Markup(script),
@@ -140,7 +142,9 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def _tokens(mean: float) -> str:
+def _tokens(mean: float | None) -> str:
+    if mean is None:
+        return "—"
     return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 
@@ -153,7 +157,7 @@ def _data(
         "reload_s": reload_s,
         "charts": [asdict(chart) for chart in charts_of(keys)],
         "groups": GROUPS,
-        "keys": sorted(keys - {"step"}),
+        "keys": sorted(keys - {"step", ASKED}),
         "meanings": descriptions_of(sorted(keys)),
         "pairs": [asdict(pair) for pair in pairs],
         "formula": FORMULA.pattern,

@@ -11,6 +11,7 @@ from evals.scoring.kept import KeptAnswer
 from rl_engine.report.charts import SUITE_TITLES
 from rl_engine.report.completions import shortened
 from rl_engine.report.shown_run import ShownAdapter, ShownRun
+from rl_engine.report.tables import SuiteChange
 
 EACH = 8
 """Most problems shown of each kind: newly right, newly wrong, most mixed, longest, and any."""
@@ -105,10 +106,12 @@ def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -
     )
 
 
-def gain_of_training(run: ShownRun, suite: str) -> Gain | None:
-    """The gain from the first evaluation to the last; None if their answers were not kept."""
-    evaluated = _evaluated(run, suite)
-    return gain_of(*(run.answers[suite, one.key] for one in (evaluated[0], evaluated[-1]))) if evaluated else None
+def gain_of_training(run: ShownRun, change: SuiteChange) -> Gain | None:
+    """The gain from the first evaluation of a change to its last; None if their answers were not kept."""
+    kept = {key.rpartition("-")[2]: answers for (suite, key), answers in run.answers.items() if suite == change.suite}
+    # A supervised run's version numbers are its steps.
+    both = [f"v{int(line.get('adapter/version', line['step'])):06d}" for line in (change.first, change.last)]
+    return gain_of(*(kept[one] for one in both)) if run.shows_answers and kept.keys() >= {*both} else None
 
 
 def _suites(run: ShownRun) -> list[str]:
@@ -119,8 +122,13 @@ def _suites(run: ShownRun) -> list[str]:
 
 
 def _evaluated(run: ShownRun, suite: str) -> list[ShownAdapter]:
-    """Versions whose answers were kept, ordered by step."""
-    return [one for one in run.adapters if run.shows_answers and (suite, one.key) in run.answers]
+    """Versions whose answers were kept and that were asked as the last of them was, ordered by step."""
+    found = [one for one in run.adapters if run.shows_answers and (suite, one.key) in run.answers]
+    return [one for one in found if _asked(one, suite) == _asked(found[-1], suite)]
+
+
+def _asked(adapter: ShownAdapter, suite: str) -> set[tuple[str, str]]:
+    return {condition for condition, score in adapter.scores.items() if score.suite == suite}
 
 
 def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:

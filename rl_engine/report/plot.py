@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from rl_engine.drawing.style import (
     paper_style,
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
-from rl_engine.run.records import PLOT, read_metrics
+from rl_engine.run.origin.starts import read_starts
+from rl_engine.run.records import ASKED, PLOT, read_metrics, with_asking
 from rollout.files.durable import replacing
 from rollout.files.ownership import figure_metadata
 
@@ -34,7 +35,7 @@ Lines = Sequence[Mapping[str, float]]
 
 def plot_run(run: Path) -> Path:
     """Draw `curves.png` into the run's directory: reward, accuracy on every suite, CoT length."""
-    lines = read_metrics(run)
+    lines = with_asking(read_metrics(run), read_starts(run))
     accuracy = accuracy_chart(*suites_of({key for line in lines for key in line}))
     with paper_style():
         figure, panels = paper_figure(3)
@@ -142,8 +143,14 @@ def _several_runs(axes: Axes, parts: Sequence[Series], runs: Mapping[str, Lines]
 
 
 def _curve(axes: Axes, series: Series, lines: Lines, factor: float, **look: Any) -> None:
-    """Draw a metric over the steps that have it, with its interval as a band."""
+    """Draw a metric over the steps that have it, with its interval as a band. Scores that were asked otherwise are not
+    joined."""
     rows = [line for line in lines if series.key in line]
+    for _, together in groupby(rows, lambda row: row.get(ASKED) if series.key.startswith("eval/") else None):
+        _joined(axes, series, [*together], factor, look)
+
+
+def _joined(axes: Axes, series: Series, rows: Lines, factor: float, look: Mapping[str, Any]) -> None:
     steps = [row["step"] for row in rows]
     values = [row[series.key] * factor for row in rows]
     # A marker at every step would hide a long curve.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from dataclasses import fields as fields_of
@@ -19,7 +20,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.spectra import with_spectra
 from rl_engine.run.origin.starts import read_starts
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import read_metrics, with_asking
 from rollout.adapters import MANIFEST
 
 
@@ -88,7 +89,8 @@ class ShownRun:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Complete lines of metrics.jsonl, with measurements of the adapters (`spectra.py`)."""
+    """Complete lines of metrics.jsonl, as far as their values are finite, with measurements of the adapters
+    (`spectra.py`) and how suites were asked (`with_asking`)."""
     adapters: tuple[ShownAdapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
@@ -145,7 +147,10 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     check_run(run)
     text = (run / RUN_CONFIG).read_text(errors="replace", encoding="utf-8")
     settings = _settings(run / RUN_CONFIG)
-    lines, broken = with_spectra(run, tuple(read_metrics(run)))
+    starts = read_starts(run)
+    # A value that is not finite is a gap in its curve, and nothing to compute with.
+    finite = [{key: value for key, value in line.items() if math.isfinite(value)} for line in read_metrics(run)]
+    lines, broken = with_spectra(run, tuple(with_asking(finite, starts)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
     return ShownRun(
@@ -160,7 +165,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         ),
         answers=answers,
         damaged=[*broken, *damaged],
-        starts=read_starts(run),
+        starts=starts,
     )
 
 

@@ -16,11 +16,13 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.report.charts import suites_of
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.run.bottleneck import bottleneck_line
+from rl_engine.run.records import ASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteChange:
-    """A run's first, last and best score on one suite: lines of its metrics with the prefix `eval/<suite>/` removed."""
+    """A run's first, last and best score on one suite, among those that were asked as the last was: lines of its
+    metrics with the prefix `eval/<suite>/` removed."""
 
     run: int
     suite: str
@@ -48,7 +50,7 @@ def overview_of(run: ShownRun) -> dict[str, str]:
     return both | {
         "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
         "Token limit": f"{settings['sampling.max_tokens']:,}",
-        "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
+        "Training time": str(timedelta(seconds=round(sum(max(0.0, line.get("time/step_s", 0.0)) for line in lines)))),
         "Bottleneck": bottleneck_line(run.lines, settings) or "—",
     }
 
@@ -59,12 +61,17 @@ def changes_of(runs: Sequence[ShownRun]) -> list[SuiteChange]:
     for index, run in enumerate(runs):
         for suite in suites_of({key for line in run.lines for key in line}):
             prefix = f"eval/{suite}/"
+            lines = [line for line in run.lines if f"{prefix}avg" in line]
             scored = [
                 # The ends of the interval are the score itself where a line has none.
                 {"low": line[f"{prefix}avg"], "high": line[f"{prefix}avg"]}
-                | {key.removeprefix(prefix): value for key, value in line.items() if key.startswith((prefix, "step"))}
-                for line in run.lines
-                if f"{prefix}avg" in line
+                | {
+                    key.removeprefix(prefix): value
+                    for key, value in line.items()
+                    if key.startswith((prefix, "step", "adapter/version"))
+                }
+                for line in lines
+                if line.get(ASKED) == lines[-1].get(ASKED)
             ]
             best = max(scored, key=lambda score: score["avg"])
             changes.append(SuiteChange(run=index, suite=suite, first=scored[0], last=scored[-1], best=best))

@@ -31,7 +31,7 @@ class WarningRule:
 def _kl_limit(settings: Settings, line: Line) -> float:
     """The largest `sampler/kl` that chance explains if half the limit is the true value, by the same rule that stops a
     run (`rollout/closeness.py`). Runs of earlier versions lack the token count, so that any value may be chance."""
-    if "sampler/tokens" not in line:
+    if line.get("sampler/tokens", 0) < 1:
         return math.inf
     limit = NEAR * _given(settings, "rollout.max_kl", KL_LIMITS)
     error = line.get("sampler/kl_error", math.inf)
@@ -42,7 +42,8 @@ def _kl_limit(settings: Settings, line: Line) -> float:
 def _beyond_limit(_: Settings, line: Line) -> float:
     """Like `_kl_limit`, for the fraction of tokens beyond the limit."""
     limit = NEAR * BEYOND_LIMIT
-    return limit + chance(limit, int(line["sampler/tokens"]), largest=1.0) if "sampler/tokens" in line else math.inf
+    tokens = int(line.get("sampler/tokens", 0))
+    return limit + chance(limit, tokens, largest=1.0) if tokens > 0 else math.inf
 
 
 def _given(settings: Settings, key: str, limits: Mapping[str, float]) -> float:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import lasting_console
+from rewards.command import to_stderr
 from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ class Board:
         """Print what ended a run: to stderr, as for a single run, unless a table is shown."""
         message = f"error: {text.rstrip()}"
         if self._live is None and not self.quiet:
-            where = Console(stderr=True, highlight=False)
             for line in message.splitlines():
-                where.print(f"[bold red]{escape(name)}[/bold red]  {escape(line)}", soft_wrap=True)
+                to_stderr(f"[bold red]{escape(name)}[/bold red]  {escape(line)}")
         else:
             self.note(name, message)
 

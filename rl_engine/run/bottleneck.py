@@ -50,8 +50,10 @@ class Observed:
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> Observed | None:
-        """Summarize the last steps; None if no step of reinforcement learning is on record."""
-        steps = [line for line in lines if all(f"time/{phase}_s" in line for phase in (*PHASES, "step"))]
+        """Summarize the last steps; None if no step of reinforcement learning is on record. One without a duration, as
+        in an edited file, does not count."""
+        timed = [line for line in lines if all(f"time/{phase}_s" in line for phase in PHASES)]
+        steps = [line for line in timed if line.get("time/step_s", 0.0) > 0]
         if not steps:
             return None
         last = steps[-LAST:] if len(steps) > LAST else steps[1:] or steps
@@ -59,7 +61,7 @@ class Observed:
         def middle(of: Callable[[Mapping[str, float]], float]) -> float:
             return median(of(line) for line in last)
 
-        pooled = all("workers/busy_frac" in line for line in last)
+        pooled = all(name in line for line in last for name in ("workers/busy_frac", "workers/tail_s"))
         return cls(
             settings=settings,
             **{phase: middle(lambda line: line[f"time/{phase}_s"] / line["time/step_s"]) for phase in PHASES},  # noqa: B023

@@ -331,10 +331,9 @@ def refuse_occupied(run: Path) -> None:
     of a read-only run, or another user's run in a shared directory."""
     lock = run / LOCK
     if lock.is_file() and not os.access(lock, os.R_OK | os.W_OK):
-        raise ConfigError(
-            f"output_dir: this user may not write {lock}: let its owner allow it (chmod -R u+rw {run}), or give "
-            "another output_dir"
-        )
+        ours = lock.stat().st_uid == os.geteuid()
+        way = f"chmod -R u+rw {run} allows it" if ours else f"its owner can allow it (chmod -R a+rwX {run})"
+        raise ConfigError(f"output_dir: this user may not write {lock}: {way}, or give another output_dir")
     if is_held(lock):
         raise _occupied(run)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.inputs import inputs_of
-from rl_engine.run.origin.starts import STARTS, note_end, note_start, read_starts
+from rl_engine.run.origin.starts import STARTS, note_end, note_start, read_starts, recorder_of
 from rl_engine.run.resumption import RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_rows, write_synced
@@ -50,6 +50,8 @@ WRITTEN = (
 """All names that a run writes into its directory."""
 ASKING = ("limit", "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "data_dir")
 """The keys of `eval` on which the score of a version depends."""
+ASKED = "asked"
+"""The key of `with_asking`, which is no metric."""
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -59,27 +61,33 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     found = [*json_lines(path, grows=True)] if path.is_file() else []
     for values in found:
         numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
-        if not numbers or not isinstance(values.get("step"), int | float):
+        if not numbers or values.get("step") is None or not math.isfinite(values["step"]):
             raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}: remove it")
     return [{key: value for key, value in values.items() if value is not None} for values in found]
 
 
 def asked_alike(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl since every suite has been asked as it is now: a resumed run may be told another
-    number of problems, another temperature, and its earlier scores then say nothing about the new ones.
+    """The lines of metrics.jsonl whose suites were asked as they are now: a resumed run may be told another number of
+    problems, another temperature, and its earlier scores then say nothing about the new ones.
 
     Raises `ValueError` if the record of its starts cannot be read.
     """
+    lines, starts = read_metrics(run), read_starts(run)
+    asked = [_asked_by(start) for start in starts]
+    return [line for line in lines if not asked or asked[recorder_of(line["step"], starts)] == asked[-1]]
 
-    def asked(start: Mapping[str, Any]) -> list[Any]:
-        return [value_at(start, f"settings.eval.{key}") for key in ASKING]
 
-    starts, lines = read_starts(run), read_metrics(run)
-    alike = [*takewhile(lambda start: asked(start) == asked(starts[-1]), reversed(starts))]
-    if len(alike) == len(starts):
-        return lines
-    since = min(start["after_step"] for start in alike)
-    return [line for line in lines if line["step"] > since]
+def with_asking(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The lines, each with `ASKED`, the number of the way in which its suites were asked, if there is more than one."""
+    asked = [_asked_by(start) for start in starts]
+    ways = [asked.index(asked[recorder_of(line["step"], starts)]) for line in lines] if asked else []
+    if len({*ways}) < 2:
+        return [{**line} for line in lines]
+    return [{**line, ASKED: way} for line, way in zip(lines, ways, strict=True)]
+
+
+def _asked_by(start: Mapping[str, Any]) -> list[Any]:
+    return [value_at(start, f"settings.eval.{key}") for key in ASKING]
 
 
 def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:
@@ -130,7 +138,8 @@ class Records:
         write_synced(self.run / RUN_CONFIG, self.config.to_yaml())
         # After the configuration, which would otherwise seem edited if the process died between the two.
         write_synced(self.run / MARKER, marking(self.config.output_dir))
-        note_start(self.run, done, inputs_of(self.config), self.config.model_dump(mode="json"))
+        recorded = kept[-1]["step"] if kept else -1
+        note_start(self.run, done, recorded, inputs_of(self.config), self.config.model_dump(mode="json"))
         for step, path in rollout_files(self.run).items():
             if step > done:
                 path.unlink()

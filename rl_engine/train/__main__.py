@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, new_console, print_loading
+from evals.command import exit_with_error, lasting_console, print_loading
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
@@ -112,7 +112,7 @@ def print_groups(groups: Sequence[Group], together: int | None) -> None:
     lines = [line for group in groups for line in group.apart]
     if sum(len(group.cells) for group in groups) == 1:
         lines = [f"--together {together} has no effect: there is one run"] if (together or 1) > 1 else []
-    console = new_console(quiet=os.environ.get("RANK", "0") != "0")
+    console = lasting_console(quiet=os.environ.get("RANK", "0") != "0")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 

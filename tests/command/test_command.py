@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import resource
@@ -20,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error, print_loading, print_table
+from evals.command import exit_with_error, print_loading, print_table, quiet_libraries
 from rewards.command import Command, open_closed_streams, print_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
 from rl_engine.config.resuming import TABLES, ResumeRule, rules_of
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.board import Board
 from rl_engine.run.records import Records
 from rl_engine.train.__main__ import app
 from rl_engine.train.checks import wanted_of_hub
@@ -268,6 +270,21 @@ def test_a_full_disk_behind_stderr_ends_no_command(monkeypatch: pytest.MonkeyPat
         print_error("no such file", 2)
         print_loading("torch")
         assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_ends_no_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `2>&1 | head`: rich itself would exit with code 1, in the middle of whatever the program does."""
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with os.fdopen(write, "w", buffering=1) as pipe:
+        monkeypatch.setattr(sys, name, pipe)
+        quiet_libraries()
+        logging.getLogger("a library").warning("beware")
+        Board(quiet=False, names=["one"]).error("one", "it failed")
+        print_error("no such file", 2)
+        assert Path(f"/proc/self/fd/{pipe.fileno()}").readlink() == Path(os.devnull)
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:

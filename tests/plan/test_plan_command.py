@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,23 @@ def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module
     assert slow.sampling_s == pytest.approx(made.lora.sampling / 8 / 1e12)
 
 
+def test_a_sampler_on_several_cards_divides_what_it_holds(meta_model: nn.Module) -> None:
+    """For one whose weights do not fit on one of its cards, no room for a sequence was found."""
+    halves, card = "rollout.tensor_parallel_size=2", DataSheet(tflops=989, tb_per_s=3.35, mfu=0.4)
+    made = planned(meta_model, "rollout.placement=ray", halves)
+    fit = on_gpus(made, Devices(count=1, gib=12.0), None)
+    assert fit.sampler is not None
+    assert (fit.sampler.weights, fit.sampler.kv_cache) == pytest.approx((made.total / GIB, 10.8 - made.total / GIB))
+    assert fit.concurrent_sequences == int(2 * fit.sampler.kv_cache * GIB / (9216 * 147_456)) == 5
+    assert not any("KV cache" in why for why in fit.refusals)
+    # Two cards read and compute twice as fast as one that is twice as large.
+    whole = planned(meta_model, "rollout.placement=ray")
+    both = [on_gpus(plan, Devices(count=1, gib=gib), card).time for plan, gib in ((made, 40.0), (whole, 80.0))]
+    assert both[0] is not None
+    assert both[1] is not None
+    assert both[0].sampling_s == pytest.approx(both[1].sampling_s / 2)
+
+
 def test_cards_without_a_group_or_without_room_are_reported(meta_model: nn.Module) -> None:
     made = planned(meta_model, "rollout.memory_fraction=0.45")
     many = on_gpus(made, Devices(count=64, gib=80.0), None)
@@ -132,8 +150,23 @@ def test_another_models_run_measures_nothing_here(finished: Path, tmp_path: Path
         (tmp_path / "other" / "config.yaml").write_text(text)
         with pytest.raises(ValueError, match=rf"^[^\n]*{told}[^\n]*$"):
             measured(tmp_path / "other", make_config(), 1)
+    ahead = make_config("rollout.placement=ray", "rollout.max_staleness=1")
+    (finished / "config.yaml").write_text(ahead.to_yaml())
+    with pytest.raises(ConfigError, match=r"max_staleness 1, waiting .*, and the plan is for 0$"):
+        measured(finished, make_config(), 1)
+    assert measured(finished, ahead, 1).other_s == 0.75
     (finished / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ConfigError, match="has not finished two steps"):
+        measured(finished, ahead, 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0, None])
+@pytest.mark.parametrize("name", ["time/rollout_s", "completion/tokens_mean"])
+def test_no_speed_follows_from_no_duration(name: str, value: float | None, finished: Path, make_config: Any) -> None:
+    path = finished / "metrics.jsonl"
+    lines = [json.loads(line) | {name: value} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ConfigError, match=rf"^--from: .*/metrics\.jsonl has {name} \S+ in .*speed follows"):
         measured(finished, make_config(), 1)
 
 

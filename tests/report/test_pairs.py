@@ -6,16 +6,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from rewards import Verdict
+from rl_engine.config import Config
+from rl_engine.config.file import read_config
 from rl_engine.report.charts import CHARTS, COT_LENGTH, REWARD, accuracy_chart
 from rl_engine.report.descriptions import descriptions_of
 from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
 from rl_engine.report.page import page_of, read_runs
 from rl_engine.report.pairs import EACH, pairs_of
+from rl_engine.report.plot import draw_chart
 from rl_engine.report.tables import changes_of, conditions_of
 from rl_engine.report.warnings import RULES, warnings_of
+from rl_engine.run.records import Records
+from tests.helpers.reported import embedded_data
 from tests.helpers.run_directories import answered, evaluated, publish, record_step, start_run
 
 RIGHT, WRONG = ("4", Verdict.CORRECT), ("5", Verdict.INCORRECT)
@@ -57,6 +63,51 @@ def test_the_first_version_stands_beside_the_best(tmp_path: Path) -> None:
     page = page_of(runs)
     assert "25.0 % → 50.0 %" in page
     assert "<b>+25.0 points</b>" in page
+
+
+def test_scores_that_were_asked_otherwise_are_not_compared(tmp_path: Path) -> None:
+    """A resumed run was told to ask fewer problems: neither curve nor gain joins the scores before and after."""
+    make_run(tmp_path, "abcd", "ABCd")
+    config = read_config(Config, str(tmp_path / "config.yaml"), ["eval.limit=2"])
+    records = Records(tmp_path, config)
+    records.open(1)
+    for version, letters in ((2, "ab"), (3, "aB")):
+        publish(tmp_path, version)
+        answered(tmp_path, "gsm8k", version, {one.lower(): [RIGHT if one.isupper() else WRONG] for one in letters})
+        record_step(records, version, {}, TIMES | evaluated(tmp_path, "gsm8k", version, version / 4 - 0.5))
+        path = tmp_path / f"evals/gsm8k-policy-v{version:06d}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "problems": 2}))
+    runs = read_runs([tmp_path], 1)
+    (change,) = changes_of(runs)
+    assert [one["step"] for one in (change.first, change.last, change.best)] == [2, 3, 3]
+    headline = headline_of(runs[0], [change])
+    assert headline is not None
+    assert headline[2] is not None
+    assert (headline[2].problems, headline[2].mean) == (2, 0.5)
+    (pair,) = pairs_of(runs, ["run"])
+    assert pair.labels == ("step 2", "step 3")
+    assert {one.history for one in pair.problems} == {((2, 0.0), (3, 0.0)), ((2, 0.0), (3, 1.0))}
+    page = page_of(runs)
+    assert "curves have a gap there" in page
+    data = embedded_data(page)
+    assert data["runs"][0]["metrics"]["asked"] == [0, 0, 1, 1]
+    assert "asked" not in data["keys"]
+    figure, axes = plt.subplots()
+    draw_chart(axes, accuracy_chart("gsm8k"), {"run": runs[0].lines})
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 1], [2, 3]]  # type: ignore[union-attr]
+    draw_chart(axes, REWARD, {"run": [{**line, "reward/mean": 1.0} for line in runs[0].lines]})
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 4]  # type: ignore[arg-type]
+    plt.close(figure)
+
+
+def test_the_headline_pairs_the_evaluations_that_it_names(tmp_path: Path) -> None:
+    make_run(tmp_path, "abcd", "Abcd", "ABcd")
+    (tmp_path / "evals" / "gsm8k-policy-v000000.jsonl.gz").unlink()
+    runs = read_runs([tmp_path], 1)
+    headline = headline_of(runs[0], changes_of(runs))
+    assert headline is not None
+    assert headline[1].first["step"] == 0
+    assert headline[2] is None
 
 
 def test_a_file_that_comes_first_is_the_headline(tmp_path: Path) -> None:

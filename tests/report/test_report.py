@@ -277,6 +277,23 @@ def test_a_value_of_null_is_one_that_was_not_measured(tmp_path: Path) -> None:
     assert len(plot_charts({"run": shown.lines}, tmp_path / "plots", "svg")) == 4
 
 
+@pytest.mark.parametrize(
+    "key", ["time/step_s", "sampler/tokens", "adapter/version", "workers/tail_s", "eval/s/tokens_mean"]
+)
+def test_an_impossible_value_is_a_gap(key: str, tmp_path: Path) -> None:
+    """In a file that was edited or joined from parts. The page used to end in a traceback, or in `cannot convert`."""
+    run = start_run(tmp_path).run
+    times = {f"time/{phase}_s": 1.0 for phase in ("rollout", "grade", "learn", "sync", "step")}
+    whole = {**TIMES, **times, "sampler/kl": 1e-6, "sampler/beyond_frac": 0.0, "workers/busy_frac": 0.5}
+    whole |= {"eval/s/avg": 0.5, "eval/s/tokens_mean": 9.0}
+    for value in (math.nan, math.inf, 0.0, -1.0, None):
+        lines = [{"step": step, **whole, key: value} for step in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (shown,) = read_runs([run], 1)
+        assert page_of([shown])
+        assert overview_of(shown)["Training time"] == ("0:00:00" if key == "time/step_s" else "0:00:03")
+
+
 def test_a_full_disk_leaves_the_earlier_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(figure: Figure, file: Path, **options: str) -> None:
         file.write_bytes(b"half")
@@ -304,6 +321,8 @@ def test_every_chart_has_a_file_of_its_own() -> None:
     [
         ("[1]", "holds a line that is not a step's: '[1]"),
         ('{"loss": 1}', "holds a line that is not a step's"),
+        ('{"step": NaN}', "holds a line that is not a step's"),
+        ('{"step": Infinity}', "holds a line that is not a step's"),
         ('{"step": 1, "loss": "0.3"}', "holds a line that is not a step's"),
         ("loss", "is not JSON"),
         ('{"step": 1}', ""),

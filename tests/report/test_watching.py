@@ -39,10 +39,10 @@ def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch
     """The run's process recorded its end. Watching continues with a run that is resumed."""
     run, looks = tmp_path / "run", []
     records = start_run(run, "train.steps=9")
-    note_start(run, -1, {}, {})
+    note_start(run, -1, -1, {}, {})
     record_step(records, 1, {"a": [RIGHT]}, TIMES)
     note_end(run)
-    note_start(run, 1, {}, {})
+    note_start(run, 1, 1, {}, {})
 
     def next_step(seconds: float) -> None:
         looks.append(seconds)

@@ -54,8 +54,10 @@ def test_a_lock_that_may_not_be_written_is_named(
     made_run(tmp_path)
     (tmp_path / ".lock").touch()
     monkeypatch.setattr(os, "access", lambda path, how: Path(path).name != ".lock" or not how & os.W_OK)
-    with pytest.raises(ConfigError, match=rf"^output_dir: this user may not write {tmp_path}/\.lock: let its owner"):
-        check_place(config_in(tmp_path), **options)
+    for user, way in ((os.geteuid(), "chmod -R u"), (os.geteuid() + 1, r"its owner can allow it \(chmod -R a")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        with pytest.raises(ConfigError, match=rf"^output_dir: this user may not write {tmp_path}/\.lock: {way}"):
+            check_place(config_in(tmp_path), **options)
 
 
 def test_a_run_is_not_moved_aside_from_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,18 @@ def test_scores_count_together_while_the_suites_are_asked_alike(tmp_path: Path) 
         for later in range(step + 1, 6):
             records.metrics({"step": later})
         assert [line["step"] for line in asked_alike(tmp_path)] == [*range(since + 1, 6)]
+    Records(tmp_path, config_in(tmp_path, "eval.limit=9")).open(5)
+    assert asked_alike(tmp_path) == [{"step": 3}]  # it is asked again as it was then
     assert asked_alike(tmp_path / "none") == []
+
+
+def test_a_score_counts_as_the_process_asked_that_recorded_it(tmp_path: Path) -> None:
+    """A run stopped in the evaluation after its last step makes it when it is resumed, with the new settings."""
+    begun(tmp_path, config_in(tmp_path), 3)
+    records = Records(tmp_path, config_in(tmp_path, "eval.limit=9"))
+    records.open(4)
+    records.metrics({"step": 4})
+    assert asked_alike(tmp_path) == [{"step": 4}]
 
 
 def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) -> None:

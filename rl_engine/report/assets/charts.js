@@ -159,11 +159,29 @@ function draw(figure, chart, curves, {log, span, steps}) {
   followPointer(figure, image, curves, {left, inner, placeX, x, y});
 }
 
+/** The parts of a curve that may be joined: scores that were asked otherwise are not. */
+function partsOf(points) {
+  const parts = [];
+  for (const point of points)
+    if (parts.length && parts.at(-1)[0].asked === point.asked) parts.at(-1).push(point);
+    else parts.push([point]);
+  return parts;
+}
+
 function drawCurve(image, curve, {log, span, steps, placeX, placeY}) {
   const visible = curve.points.filter(point => !log || point.value > 0);
+  for (const part of partsOf(visible)) drawPart(image, curve, part, {log, span, placeX, placeY});
+  // Metrics known at only a few steps get markers there.
+  const few = visible.length < Math.max(3, (steps[1] - steps[0]) / 2);
+  if (!curve.area && visible.length < FEW_POINTS && (few || visible.some(point => point.low !== undefined)))
+    for (const point of visible)
+      image.append(svg('circle', {cx: placeX(point.step), cy: placeY(point.value), r: 3, fill: curve.colour}));
+}
+
+function drawPart(image, curve, points, {log, span, placeX, placeY}) {
   const place = ([step, value]) => `${placeX(step).toFixed(1)},${placeY(value).toFixed(1)}`;
   const path = points => 'M' + points.map(place).join('L');
-  const banded = visible.filter(point => point.low !== undefined && (!log || point.low > 0));
+  const banded = points.filter(point => point.low !== undefined && (!log || point.low > 0));
   if (banded.length === 1) {  // a band or an area of one step would have no width
     const [{step, low, high}] = banded;
     const [kind, thick] = curve.area ? ['area', 24] : ['line', 1.8];
@@ -176,14 +194,9 @@ function drawCurve(image, curve, {log, span, steps, placeX, placeY}) {
   if (curve.area) return;
   const line = (points, extra) => svg('path', {class: 'line', d: path(points.map(p => [p.step, p.value])),
     stroke: curve.colour, 'stroke-dasharray': curve.dash, ...extra});
-  const even = smoothed(visible, span);
-  if (even !== visible) image.append(line(visible, {'stroke-opacity': 0.25}));
-  if (even.length) image.append(line(even, {}));
-  // Metrics known at only a few steps get markers there.
-  const few = visible.length < Math.max(3, (steps[1] - steps[0]) / 2);
-  if (visible.length < FEW_POINTS && (banded.length || few))
-    for (const point of visible)
-      image.append(svg('circle', {cx: placeX(point.step), cy: placeY(point.value), r: 3, fill: curve.colour}));
+  const even = smoothed(points, span);
+  if (even !== points) image.append(line(points, {'stroke-opacity': 0.25}));
+  image.append(line(even, {}));
 }
 
 /** Show a line at the step nearest to the pointer, and the values there. */

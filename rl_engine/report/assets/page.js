@@ -23,7 +23,7 @@ function firstToDraw() {
 
 const isShown = index => !state.off.includes(data.runs[index].name);
 
-/** The points of one metric of a run; steps without the metric have none. */
+/** The points of one metric of a run; steps without the metric have none. `asked` tells apart how suites were asked. */
 function pointsOf(metrics, {key, low, high}, factor) {
   const points = [];
   (metrics[key] ?? []).forEach((value, index) => {
@@ -31,6 +31,7 @@ function pointsOf(metrics, {key, low, high}, factor) {
     const point = {step: metrics.step[index], value: value * factor};
     const end = name => (metrics[name]?.[index] ?? value) * factor;
     if (low) Object.assign(point, {low: end(low), high: end(high)});
+    if (key.startsWith('eval/')) point.asked = metrics.asked?.[index];
     points.push(point);
   });
   return points;

@@ -17,12 +17,15 @@ STARTS = "starts.jsonl"
 """Two objects per process, one for its start and one for its end; a killed process leaves only the first."""
 
 
-def note_start(run: Path, done: int, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+def note_start(run: Path, done: int, recorded: float, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """Record that this process continues the run after step `done`; −1 is a new run and clears earlier records.
-    `inputs`: digests of what it reads besides its data (`inputs.py`). `settings`: its configuration, nested."""
+    `recorded`: the last step in metrics.jsonl, −1 if there is none: a run stopped in an evaluation has yet to record
+    step `done`. `inputs`: digests of what it reads besides its data (`inputs.py`). `settings`: its configuration,
+    nested."""
     start = {
         "began": _now(),
         "after_step": max(done, 0),
+        "recorded_step": recorded,
         "command": command(),
         "machine": machine(),
         "ranks": ranks(),
@@ -53,6 +56,15 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
         elif found:
             found[-1] |= entry
     return found
+
+
+def recorder_of(step: float, starts: Sequence[Mapping[str, Any]]) -> int:
+    """The place among the starts, of which there is at least one, of the process that wrote a step's line."""
+    for place in range(len(starts) - 1, 0, -1):
+        # A process drops the lines of later steps. Runs of earlier versions lack `recorded_step`.
+        if starts[place].get("recorded_step", starts[place]["after_step"]) < step:
+            return place
+    return 0
 
 
 def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
