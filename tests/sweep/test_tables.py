@@ -14,7 +14,7 @@ import pytest
 from evals.scoring.versions import package_versions
 from rl_engine.config.file import ConfigError
 from rl_engine.drawing.style import COLOURS, rank_colour
-from rl_engine.sweep.analysis import analyse
+from rl_engine.sweep.analysis import analyse, cells_left, curves_at
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig
 from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
@@ -30,7 +30,7 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     sign = 1 if mode == "max" else -1
     config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": mode})
     found = made_up(config, lambda arm, rate, seed: sign * parabola(arm, rate, seed))
-    assert len(found) == 3 * (5 + 3)
+    assert len(found) == cells_left(config, {}) == 3 * (5 + 3)
     analysis = analyse(config, found)
     # Three arms, four seeds at the best rate of each.
     assert analysis.spread
@@ -53,6 +53,9 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     # its best.
     assert rank1.score.value == pytest.approx(sign * (0.92 - 0.1 * 0.1**2))
     assert rank1.seeds == 3
+    # A curve is the mean over all seeds.
+    steps, values = curves_at(config, arms_of(config)[0], 1e-3, found, config.score.metric)
+    assert (steps, [len(row) for row in values]) == ([0, 3, 12], [4, 4, 4])
     # In pairs, the differences between seeds cancel.
     assert rank1.comparison.score_difference.value == pytest.approx(-sign * 0.001)
     assert rank1.comparison.score_difference.interval is None  # the same for every seed
@@ -136,6 +139,38 @@ def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path)
     assert lora_y.tolist() == pytest.approx([0.9, 0.7])
     assert full_y.tolist() == pytest.approx([0.9, 0.8])
     assert full_style == "--"
+    # With two references, neither at its batch size, an arm is compared with none.
+    config = sweep_of(
+        grid={"train.problems_per_step": [8, 16, 32], "optim.lr": [1e-3]},
+        arms={"lora": {}, "full": {"method": "full", "train.problems_per_step": [8, 16]}},
+        reference="full",
+        output_dir=str(tmp_path),
+    )
+    lora = analyse(config, made_up(config, score)).arms[:3]
+    assert [bool(report.best and report.best.comparison) for report in lora] == [True, True, False]
+
+
+def test_the_good_range_and_the_intervals_of_a_known_curve(tmp_path: Path) -> None:
+    """y = 0.9 − 0.1 x² at x = −1, 0 and 1, in decades of the rate, over four seeds whose spread is 0.0082."""
+    config = sweep_of(grid={"optim.lr": [1e-4, 1e-3, 1e-2]}, seeds=[0, 1, 2, 3], output_dir=str(tmp_path))
+    offsets = (-0.01, 0.0, 0.0, 0.01)
+    found = made_up(config, lambda arm, rate, seed: 0.9 - 0.1 * (math.log10(rate) + 3) ** 2 + offsets[seed])
+    analysis = analyse(config, found)
+    (best,) = (report.best for report in analysis.arms)
+    assert best
+    assert analysis.spread
+    # The lines fall by 0.1 per decade, hence by the tolerance of 0.02 in a fifth of one.
+    assert best.good_range == pytest.approx((10**-3.2, 10**-2.8))
+    assert best.good_decades.value == pytest.approx(0.4)
+    # To first order the vertex moves by (y₊ − y₋) / (2 · 0.2); each mean of four has half the spread, and t is 2.2622.
+    assert best.best.interval
+    half = 2.2622 * math.sqrt(2) * analysis.spread.deviation / 2 / 0.4
+    assert np.log10(best.best.interval) == pytest.approx([-3 - half, -3 + half], abs=0.15 * half)
+    # Where the scores only fall, the best value is below the axis, not 0.
+    falls = analyse(config, made_up(config, lambda arm, rate, seed: -math.log10(rate) / 10))
+    assert falls.arms[0].best
+    assert falls.arms[0].best.best.value == -math.inf
+    assert best_rows(config, falls)[1][2].startswith("beyond")
 
 
 def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
@@ -207,6 +242,9 @@ def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -
     assert titles == ["arm", "optim.lr", "0", "3", "12"]
     assert rows[0] == ["rank 1", "0.001", "0.450", "", "0.750"]
     assert rows[1] == ["rank 8", "0.001", "0.500", "0.600", "0.750"]
+    # A value with one of its two seeds is not known yet, and the other value failed.
+    assert analyse(config, found).arms[0].best
+    assert analyse(config, {key: found[key] for key in found if key != name}).arms[0].best is None
     long = [(step, 1.0) for step in range(100)]
     many = {name: replace(result, curves={config.score.metric: long}) for name, result in found.items()}
     titles = curve_rows(config, many)[0]
