@@ -20,7 +20,7 @@ from rl_engine.sweep.config import ScoreConfig
 from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
 from rl_engine.sweep.line_styles import line_styles_of
 from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
-from rl_engine.sweep.results import scores_of, thinned
+from rl_engine.sweep.results import Results, scores_of, thinned
 from tests.helpers.paper_sweeps import made_up, paper_sweep, parabola
 from tests.helpers.sweep_fake import sweep_of
 
@@ -59,6 +59,7 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     # In pairs, the differences between seeds cancel.
     assert rank1.comparison.score_difference.value == pytest.approx(-sign * 0.001)
     assert rank1.comparison.score_difference.interval is None  # the same for every seed
+    assert best_rows(config, analysis)[1][-1] == ("-0.001" if mode == "max" else "+0.001")
 
 
 def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
@@ -110,6 +111,7 @@ def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path)
     rank1, *_ = best_rows(config, analyse(config, done))[1:]
     assert rank1[2].startswith("beyond")
     assert "≥ 0.001: ≥ " in rank1[3]
+    assert rank1[6] == "unknown"  # the ratio of two values that are both beyond
 
 
 def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path) -> None:
@@ -231,6 +233,10 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 50.0%")
     assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
+    # A first evaluation after step 0 is not the untrained model's.
+    late = {name: replace(result, curves={config.score.metric: [(3, 0.5)]}) for name, result in found.items()}
+    lines = score_over_axis(config, late, analyse(config, late)).axes[0].get_lines()
+    assert not any(str(line.get_label()).startswith("before training") for line in lines)
 
 
 def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -> None:
@@ -245,11 +251,11 @@ def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -
     # A value with one of its two seeds is not known yet, and the other value failed.
     assert analyse(config, found).arms[0].best
     assert analyse(config, {key: found[key] for key in found if key != name}).arms[0].best is None
-    long = [(step, 1.0) for step in range(100)]
+    long = [(step, 1.0) for step in range(99)]
     many = {name: replace(result, curves={config.score.metric: long}) for name, result in found.items()}
     titles = curve_rows(config, many)[0]
     assert len(titles) <= 2 + COLUMNS + 1
-    assert (titles[2], titles[-1]) == ("0", "99")
+    assert (titles[2], titles[-1]) == ("0", "98")
     ends = {name: replace(result, curves={config.score.metric: [(0, 1.0), (9, 1.0)]}) for name, result in found.items()}
     assert curve_rows(config, ends) == []
 
@@ -269,6 +275,7 @@ def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> 
     assert len(written["summary.json"]) < 20_000
     table = written["table.md"].decode()
     assert "| rank 1 | 0.001 | 0.0013 (" in table
+    assert " 23 runs done in 0.01 hours of runs, 1 failed." in table  # a second each
     assert "- rank-8_optim.lr=0.01_seed=0: failed: out of luck" in table
 
     moved = tmp_path / "elsewhere" / "results.json"
@@ -299,9 +306,22 @@ def test_curves_keep_their_ends_and_scores_their_definition() -> None:
     assert score(at="best", mode="min") == (0.1, 0.1)
     assert score(at=3)[0] == pytest.approx((0.9 + 0.5 + 0.7) / 3)
     lines.insert(3, {"step": 2, "s": math.nan})
+    lines.insert(0, {"step": 0, "s": math.inf})
     assert score(at="last") == (0.7, 0.9)
     with pytest.raises(ValueError, match="s is infinite or NaN in one of the last 2 evaluations"):
         score(at=2)
     lines.append({"step": 4, "s": math.nan})
     with pytest.raises(ValueError, match="the last value of s is nan"):
         score(at="best")
+    lines.append({"step": 5, "s": math.inf})
+    with pytest.raises(ValueError, match="the last value of s is inf"):
+        score(at="best")
+
+
+def test_whatever_is_not_done_is_forgotten_for_another_try(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.jsonl")
+    made: Any = made_up(paper_sweep(tmp_path), parabola).values()
+    for status, result in zip(("done", "failed", "timeout"), made, strict=False):
+        results.add(replace(result, cell=status, status=status))
+    results.forget_failed()
+    assert list(results.by_cell) == ["done"]
