@@ -83,6 +83,7 @@ def test_merged_means_are_over_tokens() -> None:
         beyond=0.75,
         worst=token(-1.2),
     )
+    assert SamplerGap.merged(parts[::-1]).worst == token(-1.2)
 
 
 def test_merged_parts_equal_the_whole() -> None:

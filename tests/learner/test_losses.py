@@ -212,7 +212,7 @@ def test_sampler_weights_by_hand(level: str, action: str, expected: tuple[float,
 
 def test_a_sequence_weight_is_cut_for_the_whole_completion() -> None:
     mask = torch.tensor([[True, True, False]])
-    log_ratio = row(LOG2, LOG2, 50.0)
+    log_ratio = row(LOG2, LOG2, -50.0)
     for action, value in (("truncate", 2.0), ("mask", 0.0)):
         weight, out = sampler_weight(log_ratio, mask, level="sequence", action=action, low=0.0, high=2.0)
         torch.testing.assert_close(weight[mask], torch.tensor([value, value]))

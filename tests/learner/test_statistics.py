@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,10 +28,11 @@ def count(
     advantage: float,
     moved: bool = False,
     base: bool = True,
+    first: bool = True,
 ) -> None:
     """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …, each with weight ½.
 
-    If the learner has `moved`, the step began with those log-probabilities.
+    If the learner has `moved`, the step began with those log-probabilities. The gap is measured in its `first` update.
     """
     sampled = tuple(-1.0 - place for place in range(len(logprobs)))
     sample = TrainingSample(
@@ -46,7 +47,8 @@ def count(
     logprob_N, entropy_N = torch.tensor(logprobs), torch.tensor([0.3, 0.5, 0.7][: len(logprobs)])
     part = objective(config, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
     statistics.add(part, logprob_N, entropy_N, batch)
-    statistics.add_gap(logprob_N, batch, [sample])
+    if first:
+        statistics.add_gap(logprob_N, batch, [sample])
     if base:
         statistics.add_base(logprob_N[:1], torch.tensor([-1.5]))
 
@@ -70,14 +72,28 @@ def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     assert stats.correction == {"mean": 1.0, "outside_frac": 0.0}
 
 
-def test_tokens_held_by_either_bound(ranks: Ranks) -> None:
+@pytest.mark.parametrize(
+    ("name", "low", "high", "ratios"),
+    [
+        ("ppo_clip", 1 / 4, 1 / 4, (0.5, 2.0, 2.0)),
+        # It has no lower bound, and these have none at all.
+        ("cispo", 0.0, 0.0, (0.5, 2.0, 2.0)),
+        ("importance_sampling", 0.0, 0.0, (0.5, 2.0, 2.0)),
+        # The bad completion's tokens share one ratio, √(½ · 2).
+        ("gspo", 0.0, 1 / 4, (1.0, 1.0, 2.0)),
+    ],
+)
+def test_tokens_held_by_either_bound(
+    name: str, low: float, high: float, ratios: tuple[float, ...], ranks: Ranks
+) -> None:
     """Ratios of ½ and 2 to the step's start: of a bad completion the lower is held, of a good one the upper."""
     statistics = StepStatistics(ranks)
-    config = LossConfig(name="ppo_clip")
+    config = LossConfig(name=name)
     for advantage, tokens in ((-1.0, (-1.0 - LOG2, -2.0 + LOG2)), (1.0, (-1.0 + LOG2,)), (1.0, (-1.0,))):
         count(statistics, tokens, config, advantage=advantage, moved=True)
     stats = statistics.totals()
-    assert (stats.clip_low_frac, stats.clip_high_frac) == (1 / 4, 1 / 4)
+    assert (stats.clip_low_frac, stats.clip_high_frac) == (low, high)
+    assert [stats.ratio[name] for name in ("p01", "p50", "max")] == pytest.approx(ratios)
 
 
 def test_statistics_keep_no_graph_of_a_micro_batch(ranks: Ranks) -> None:
@@ -110,6 +126,25 @@ def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
     assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
 
 
+def test_means_of_several_updates_are_over_all_their_tokens(ranks: Ranks) -> None:
+    """The first has one token, with entropy 0.3, and the second two, with 0.3 and 0.5. The gap is only the first's."""
+    statistics = StepStatistics(ranks)
+    count(statistics, (-1.0 + LOG2,), LossConfig(), advantage=1.0)
+    count(statistics, (-1.0, -2.0), LossConfig(), advantage=-1.0, first=False)
+    stats = statistics.totals()
+    assert (stats.tokens, stats.gap.tokens) == (3, 1)
+    assert stats.gap.kl_v1 == pytest.approx(-LOG2)
+    assert stats.entropy == pytest.approx((0.3 + 0.3 + 0.5) / 3)
+    assert stats.ess_frac == pytest.approx((2 + 1 + 1) ** 2 / (3 * (4 + 1 + 1)))
+
+
+def test_the_quantiles_of_the_ratio_are_where_they_say(ranks: Ranks) -> None:
+    statistics = StepStatistics(ranks)
+    statistics._log_ratios = [*torch.arange(101).flip(0).div(100).split(40)]
+    at = {"p01": 0.01, "p50": 0.5, "p99": 0.99, "max": 1.0}
+    assert statistics._ratio_quantiles() == pytest.approx({name: math.exp(log) for name, log in at.items()})
+
+
 def test_small_losses_are_not_lost_beside_large_ones(ranks: Ranks) -> None:
     """In float32, 2²⁴ + 1 is 2²⁴."""
     statistics = StepStatistics(ranks)
@@ -123,7 +158,10 @@ def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     config = LossConfig(sampler_correction="token_truncate", correction_max=2.0)
     count(statistics, (-1.0, -2.0 + 2 * LOG2), config, advantage=1.0)
-    assert statistics.totals().correction == pytest.approx({"mean": 1.5, "outside_frac": 0.5})
+    stats = statistics.totals()
+    assert stats.correction == pytest.approx({"mean": 1.5, "outside_frac": 0.5})
+    # Neither truncated nor relative to the step's start.
+    assert stats.ess_frac == pytest.approx((1 + 4) ** 2 / (2 * (1 + 16)))
 
 
 def test_the_share_beyond_the_limit_and_the_furthest_token(ranks: Ranks) -> None:
@@ -190,3 +228,11 @@ def test_a_nan_gap_is_not_skipped(ranks: Ranks) -> None:
     assert math.isnan(gap.logprob_max)
     assert gap.worst is not None
     assert math.isnan(gap.worst.learner)
+    # Nor among those of other ranks.
+    statistics.ranks = cast("Ranks", SimpleNamespace(device=ranks.device, sum=ranks.sum, gather=with_others))
+    assert math.isnan(statistics.gap().logprob_max)
+
+
+def with_others(mine: list[Any]) -> list[Any]:
+    """What two other ranks report before and after this one."""
+    return [(0.5, None), *mine, (4.0, None)]

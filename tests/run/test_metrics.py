@@ -17,8 +17,8 @@ from tests.helpers.builders import completion, graded_group, prompt, result
 UNEQUAL = graded_group(
     prompt("1+1=?"),
     [
-        (completion(tokens=2), result(Verdict.CORRECT, 1.5, terms={"format": 0.5, "length": 0.25})),
-        (completion(tokens=4), result(Verdict.INCORRECT, 0.5, terms={"format": 0.5})),
+        (completion(tokens=2), result(Verdict.CORRECT, 1.5, terms={"format": 0.5})),
+        (completion(tokens=4), result(Verdict.INCORRECT, 0.5, terms={"format": 0.5, "length": 0.25})),
     ],
 )
 EQUAL = graded_group(
@@ -62,6 +62,7 @@ def test_means_of_rewards_are_over_what_is_scored() -> None:
     assert metrics["reward/term/format"] == 0.5
     assert metrics["reward/unscored_frac"] == pytest.approx(3 / 5)
     assert metrics["reward/accuracy"] == pytest.approx(1 / 5)
+    assert metrics["groups/no_signal_frac"] == pytest.approx(2 / 3)
     assert "reward/mean" not in rollout_metrics([failed])
 
 
@@ -93,7 +94,7 @@ def test_what_the_learner_saw() -> None:
         grad_norm=0.2,
         entropy=0.3,
         kl_base=0.4,
-        gap=SamplerGap(kl=0.6, kl_error=0.1, kl_v1=0.5, kl_v3=0.7, logprob_max=0.8, tokens=20),
+        gap=SamplerGap(kl=0.6, kl_error=0.1, kl_v1=0.5, kl_v3=0.7, logprob_max=0.8, tokens=20, beyond=0.05),
         ratio={"p01": 0.9, "p50": 1.0, "p99": 1.1, "max": 1.2},
         ess_frac=0.99,
         clip_low_frac=0.01,
@@ -114,7 +115,7 @@ def test_what_the_learner_saw() -> None:
         "sampler/kl_v1": 0.5,
         "sampler/kl_v3": 0.7,
         "sampler/logprob_gap_max": 0.8,
-        "sampler/beyond_frac": 0.0,
+        "sampler/beyond_frac": 0.05,
         "ratio/p01": 0.9,
         "ratio/p50": 1.0,
         "ratio/p99": 1.1,

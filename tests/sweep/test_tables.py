@@ -14,13 +14,13 @@ import pytest
 from evals.scoring.versions import package_versions
 from rl_engine.config.file import ConfigError
 from rl_engine.drawing.style import COLOURS, rank_colour
-from rl_engine.sweep.analysis import analyse
+from rl_engine.sweep.analysis import analyse, cells_left, curves_at
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig
 from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
 from rl_engine.sweep.line_styles import line_styles_of
 from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
-from rl_engine.sweep.results import scores_of, thinned
+from rl_engine.sweep.results import Results, scores_of, thinned
 from tests.helpers.paper_sweeps import made_up, paper_sweep, parabola
 from tests.helpers.sweep_fake import sweep_of
 
@@ -30,7 +30,7 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     sign = 1 if mode == "max" else -1
     config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": mode})
     found = made_up(config, lambda arm, rate, seed: sign * parabola(arm, rate, seed))
-    assert len(found) == 3 * (5 + 3)
+    assert len(found) == cells_left(config, {}) == 3 * (5 + 3)
     analysis = analyse(config, found)
     # Three arms, four seeds at the best rate of each.
     assert analysis.spread
@@ -53,9 +53,13 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     # its best.
     assert rank1.score.value == pytest.approx(sign * (0.92 - 0.1 * 0.1**2))
     assert rank1.seeds == 3
+    # A curve is the mean over all seeds.
+    steps, values = curves_at(config, arms_of(config)[0], 1e-3, found, config.score.metric)
+    assert (steps, [len(row) for row in values]) == ([0, 3, 12], [4, 4, 4])
     # In pairs, the differences between seeds cancel.
     assert rank1.comparison.score_difference.value == pytest.approx(-sign * 0.001)
     assert rank1.comparison.score_difference.interval is None  # the same for every seed
+    assert best_rows(config, analysis)[1][-1] == ("-0.001" if mode == "max" else "+0.001")
 
 
 def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
@@ -107,6 +111,7 @@ def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path)
     rank1, *_ = best_rows(config, analyse(config, done))[1:]
     assert rank1[2].startswith("beyond")
     assert "≥ 0.001: ≥ " in rank1[3]
+    assert rank1[6] == "unknown"  # the ratio of two values that are both beyond
 
 
 def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path) -> None:
@@ -136,6 +141,38 @@ def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path)
     assert lora_y.tolist() == pytest.approx([0.9, 0.7])
     assert full_y.tolist() == pytest.approx([0.9, 0.8])
     assert full_style == "--"
+    # With two references, neither at its batch size, an arm is compared with none.
+    config = sweep_of(
+        grid={"train.problems_per_step": [8, 16, 32], "optim.lr": [1e-3]},
+        arms={"lora": {}, "full": {"method": "full", "train.problems_per_step": [8, 16]}},
+        reference="full",
+        output_dir=str(tmp_path),
+    )
+    lora = analyse(config, made_up(config, score)).arms[:3]
+    assert [bool(report.best and report.best.comparison) for report in lora] == [True, True, False]
+
+
+def test_the_good_range_and_the_intervals_of_a_known_curve(tmp_path: Path) -> None:
+    """y = 0.9 − 0.1 x² at x = −1, 0 and 1, in decades of the rate, over four seeds whose spread is 0.0082."""
+    config = sweep_of(grid={"optim.lr": [1e-4, 1e-3, 1e-2]}, seeds=[0, 1, 2, 3], output_dir=str(tmp_path))
+    offsets = (-0.01, 0.0, 0.0, 0.01)
+    found = made_up(config, lambda arm, rate, seed: 0.9 - 0.1 * (math.log10(rate) + 3) ** 2 + offsets[seed])
+    analysis = analyse(config, found)
+    (best,) = (report.best for report in analysis.arms)
+    assert best
+    assert analysis.spread
+    # The lines fall by 0.1 per decade, hence by the tolerance of 0.02 in a fifth of one.
+    assert best.good_range == pytest.approx((10**-3.2, 10**-2.8))
+    assert best.good_decades.value == pytest.approx(0.4)
+    # To first order the vertex moves by (y₊ − y₋) / (2 · 0.2); each mean of four has half the spread, and t is 2.2622.
+    assert best.best.interval
+    half = 2.2622 * math.sqrt(2) * analysis.spread.deviation / 2 / 0.4
+    assert np.log10(best.best.interval) == pytest.approx([-3 - half, -3 + half], abs=0.15 * half)
+    # Where the scores only fall, the best value is below the axis, not 0.
+    falls = analyse(config, made_up(config, lambda arm, rate, seed: -math.log10(rate) / 10))
+    assert falls.arms[0].best
+    assert falls.arms[0].best.best.value == -math.inf
+    assert best_rows(config, falls)[1][2].startswith("beyond")
 
 
 def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
@@ -196,6 +233,10 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 50.0%")
     assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
+    # A first evaluation after step 0 is not the untrained model's.
+    late = {name: replace(result, curves={config.score.metric: [(3, 0.5)]}) for name, result in found.items()}
+    lines = score_over_axis(config, late, analyse(config, late)).axes[0].get_lines()
+    assert not any(str(line.get_label()).startswith("before training") for line in lines)
 
 
 def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -> None:
@@ -207,11 +248,14 @@ def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -
     assert titles == ["arm", "optim.lr", "0", "3", "12"]
     assert rows[0] == ["rank 1", "0.001", "0.450", "", "0.750"]
     assert rows[1] == ["rank 8", "0.001", "0.500", "0.600", "0.750"]
-    long = [(step, 1.0) for step in range(100)]
+    # A value with one of its two seeds is not known yet, and the other value failed.
+    assert analyse(config, found).arms[0].best
+    assert analyse(config, {key: found[key] for key in found if key != name}).arms[0].best is None
+    long = [(step, 1.0) for step in range(99)]
     many = {name: replace(result, curves={config.score.metric: long}) for name, result in found.items()}
     titles = curve_rows(config, many)[0]
     assert len(titles) <= 2 + COLUMNS + 1
-    assert (titles[2], titles[-1]) == ("0", "99")
+    assert (titles[2], titles[-1]) == ("0", "98")
     ends = {name: replace(result, curves={config.score.metric: [(0, 1.0), (9, 1.0)]}) for name, result in found.items()}
     assert curve_rows(config, ends) == []
 
@@ -231,6 +275,7 @@ def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> 
     assert len(written["summary.json"]) < 20_000
     table = written["table.md"].decode()
     assert "| rank 1 | 0.001 | 0.0013 (" in table
+    assert " 23 runs done in 0.01 hours of runs, 1 failed." in table  # a second each
     assert "- rank-8_optim.lr=0.01_seed=0: failed: out of luck" in table
 
     moved = tmp_path / "elsewhere" / "results.json"
@@ -261,9 +306,22 @@ def test_curves_keep_their_ends_and_scores_their_definition() -> None:
     assert score(at="best", mode="min") == (0.1, 0.1)
     assert score(at=3)[0] == pytest.approx((0.9 + 0.5 + 0.7) / 3)
     lines.insert(3, {"step": 2, "s": math.nan})
+    lines.insert(0, {"step": 0, "s": math.inf})
     assert score(at="last") == (0.7, 0.9)
     with pytest.raises(ValueError, match="s is infinite or NaN in one of the last 2 evaluations"):
         score(at=2)
     lines.append({"step": 4, "s": math.nan})
     with pytest.raises(ValueError, match="the last value of s is nan"):
         score(at="best")
+    lines.append({"step": 5, "s": math.inf})
+    with pytest.raises(ValueError, match="the last value of s is inf"):
+        score(at="best")
+
+
+def test_whatever_is_not_done_is_forgotten_for_another_try(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.jsonl")
+    made: Any = made_up(paper_sweep(tmp_path), parabola).values()
+    for status, result in zip(("done", "failed", "timeout"), made, strict=False):
+        results.add(replace(result, cell=status, status=status))
+    results.forget_failed()
+    assert list(results.by_cell) == ["done"]

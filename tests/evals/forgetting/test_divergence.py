@@ -50,6 +50,8 @@ def test_one_prompt_has_no_interval_and_none_is_shown() -> None:
     base = PolicyResult(label="base", sha256=None, scores=(), divergence=None, scoring_gap=None)
     moved = replace(base, label="p-v1", divergence=found)
     assert grid([base, moved])[2] == ("p-v1", "0.3", f"{found.kl_k3:.3g}")
+    several = replace(moved, divergence=replace(found, kl_k3=0.2, interval=(-0.1, 0.7), interval_k3=(0.1, 0.4)))
+    assert grid([base, several])[2] == ("p-v1", "0.3 (-0.1 to 0.7)", "0.2 (0.1 to 0.4)")
     (divergence,) = [one["divergence"] for one in to_json([base, moved]) if one["divergence"]]
     assert divergence["interval"] is divergence["interval_k3"] is None
 

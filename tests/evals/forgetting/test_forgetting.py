@@ -39,6 +39,15 @@ def test_changes_are_compared_document_by_document() -> None:
     mean = mean_of_means([first, second])
     assert mean.error == pytest.approx(first.error / 2)
     assert grid([base, other])[2] == ("p-v1", "60.0 ± 24.5 %", "60.0 ± 24.5 %", "60.0 ± 17.3 %", "+0.0 ± 15.8")
+    # Two of five documents more on the first task: 100 − 60 points there, and half of that over both.
+    better = policy("p-v2", replace(base.scores[0], scores_D=np.ones(5)), base.scores[1])
+    assert grid([base, better])[2] == ("p-v2", "100.0 ± 0.0 %", "60.0 ± 24.5 %", "80.0 ± 12.2 %", "+20.0 ± 12.2")
+    found = to_json([base, better])[1]
+    half = math.sqrt(0.3 / 5) / 2
+    assert found["tasks"]["x"]["change"] == pytest.approx(0.4)
+    assert found["mean"] == pytest.approx(
+        {"accuracy": 0.8, "accuracy_standard_error": half, "change": 0.2, "change_standard_error": half}
+    )
 
 
 def policy(label: str, *scores: TaskScore) -> PolicyResult:

@@ -171,6 +171,7 @@ def test_one_sample_each_is_mcnemar_by_hand() -> None:
     assert 0 < low < 0.2 < high
     assert paired(second, first).p_value == pytest.approx(found.p_value)
     assert paired(first, first).p_value == 1.0
+    assert paired(np.ones(6), np.zeros(6)).p_value == pytest.approx(2 / 2**6)  # no problem speaks for the second
 
 
 def test_differences_all_alike_do_not_claim_certainty() -> None:
@@ -205,6 +206,12 @@ def test_several_samples_each_are_all_sign_flips() -> None:
     found = paired(gaps, np.zeros_like(gaps))
     assert found.test == "sign-flip test"
     assert found.p_value == pytest.approx(expected)
+    # Problems without a difference change nothing, however many there are.
+    assert paired(np.append(gaps, np.zeros(20)), np.zeros(29)).p_value == found.p_value
+    # Sums that are equal but for rounding are as far from zero: fifths, against the same patterns in whole numbers.
+    fifths = np.array([-4, -2, 4, -2, -2, -3])
+    whole = [abs(int(np.sum(fifths * signs))) for signs in itertools.product((1, -1), repeat=6)]
+    assert paired(fifths / 5, np.zeros(6)).p_value == np.mean(np.array(whole) >= 9)
     halves = np.full(4, 0.5)  # none scores 0 or 1, and no difference is partial
     assert (paired(halves, halves).p_value, paired(halves, halves).test) == (1.0, "sign-flip test")
 

@@ -43,11 +43,11 @@ def test_the_grader_is_told_what_a_reward_function_may_read() -> None:
     groups = [
         RolloutGroup(
             prompt=Prompt(
-                problem=Problem(id=name, text=f"of {name}", answer=name, entry={"a": name}),
+                problem=Problem(id=name, text=f"of {name}", answer=name, extra={"b": name}, entry={"a": name}),
                 text=f"<{name}>",
                 token_ids=(),
             ),
-            completions=tuple(completion(f"{name}{place}", tokens=place) for place in (2, 5)),
+            completions=(completion(f"{name}2", tokens=2), completion(f"{name}5", tokens=5, finish_reason="length")),
         )
         for name in ("x", "y")
     ]
@@ -60,6 +60,8 @@ def test_the_grader_is_told_what_a_reward_function_may_read() -> None:
             max_tokens=8,
             problem=f"of {name}",
             prompt=f"<{name}>",
+            truncated=tokens == 5,
+            extra={"b": name},
             entry={"a": name},
         )
         for name in ("x", "y")

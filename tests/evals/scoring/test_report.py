@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evals.results import SuiteResult
+from evals.scoring.estimators import Difference
 from evals.scoring.report import compare, report_on
 from evals.suites import SUITES
+from evals.tables import difference_line, grids_of
 from rewards import Grader, Verdict
 from rollout.config import SamplingConfig
 from rollout.types import AdapterRef
@@ -83,9 +87,61 @@ def test_a_report_on_the_base_says_how_it_was_sampled(tmp_path: Path, grader: Gr
     named = report_on(SUITES["aime2024"], answers, sampling, grader, None, "mine")
     assert named == dataclasses.replace(report, adapter="mine")
     assert json.loads(named.write(tmp_path / "new" / "evals").read_text())["adapter"] == "mine"
+    two_of_three = outcome("a", *[sample("1", Verdict.CORRECT)] * 2, sample("2"))
+    metrics = report_on(SUITES["aime2024"], [two_of_three], sampling, grader, None).metrics()
+    assert (metrics["eval/aime2024/avg"], metrics["eval/aime2024/maj_at_3"]) == (pytest.approx(2 / 3), 1.0)
 
 
 def test_completions_of_another_version_cannot_measure_this_one(grader: Grader) -> None:
     stale = outcome("a", sample("1", Verdict.CORRECT), adapter="policy-v000002")
     with pytest.raises(ValueError, match="policy-v000002 cannot measure policy-v000003"):
         report_on(SUITES["held_out"], [stale], SamplingConfig(n=1), grader, VERSION_3)
+
+
+def test_every_number_of_a_table_stands_under_its_name(grader: Grader) -> None:
+    """Twelve samples of 48 tokens in all, sampled in two seconds: five are right, and three failed in grading."""
+    right, wrong = sample("1", Verdict.CORRECT, tokens=3), sample("2", tokens=7)
+    failed = [sample(None, verdict) for verdict in (Verdict.ERROR, Verdict.TIMEOUT, Verdict.UNPARSEABLE)]
+    outcomes = [
+        outcome("a", right, right, wrong, level="1", sampling_s=2.0),
+        outcome("b", sample(None, Verdict.NO_ANSWER, tokens=9, truncated=True), right, failed[0], level="1"),
+        outcome("c", wrong, sample("2", tokens=7, truncated=True), right, level="2"),
+        outcome("d", *failed[1:], right, level="2"),
+    ]
+    report = report_on(SUITES["aime2024"], outcomes, SamplingConfig(n=3, max_tokens=9), grader, None, "mine")
+    nothing = [dataclasses.replace(one, samples=(wrong, wrong, wrong)) for one in outcomes]
+    other = report_on(SUITES["aime2024"], nothing, SamplingConfig(n=3, max_tokens=9), grader, None)
+    prepared: Any = None  # the tables do not read it
+    scores, by_k, by_level, by_subject = grids_of(
+        SuiteResult(prepared=prepared, reports=(other, report), differences={}, contamination=None)
+    )
+    low, high = (f"{100 * end:.1f}" for end in report.interval)
+    assert dict(zip(scores.header, scores.rows[1], strict=True)) == {
+        "": "mine",
+        "avg@3 (95 %)": f"41.7 % ({low}–{high})",
+        "pass@3": "100.0 %",
+        "maj@3": "75.0 %",
+        "tokens": "4.0",
+        "right": "3.0",
+        "wrong": "4.7",
+        "cut off": "16.7 %",
+        "no answer": "8.3 %",
+        "failed": "25.0 %",
+        "tokens/s": "24",
+    }
+    assert [(row[0], row[-1].partition(" (")[0]) for row in by_k.rows[2:]] == [
+        ("mine, pass@k", "100.0 %"),
+        ("mine, maj@k", "75.0 %"),
+    ]
+    assert (by_level.header, by_subject.header[0]) == (("by level", "problems", "base", "mine"), "by subject")
+    assert [[cell.partition(" (")[0] for cell in row] for row in by_level.rows] == [
+        ["1", "2", "0.0 %", "50.0 %"],
+        ["2", "2", "0.0 %", "33.3 %"],
+    ]
+
+
+def test_a_difference_is_told_in_points_with_its_sign() -> None:
+    found = Difference(mean=-0.125, interval=(-0.25, 0.05), p_value=0.0014, test="some test", better=1, worse=3000)
+    told = "mine − base: -12.5 points (95 % -25.0 to +5.0), {} (some test; better on 1 problems, worse on 3,000)"
+    assert difference_line("mine", found) == told.format("p = 0.001")
+    assert difference_line("mine", dataclasses.replace(found, p_value=0.0009)) == told.format("p < 0.001")
