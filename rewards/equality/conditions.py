@@ -25,9 +25,15 @@ _SOME_INTEGERS = re.compile(
 )
 """Words that restrict a condition to some of the integers."""
 _DOMAIN_CONDITION = re.compile(
-    r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
-    r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
+    r"(?:\b(?:where|for|with|and|any|all|every|some|each|is|are|be|an|the|integers?|reals?|natural|whole|positive|negative"
+    r"|non|rational|complex|constants?|of integration|arbitrary|numbers?|values? of)\b"
+    r"|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|(?<![A-Za-z\\])[i-n]\s*(?:\\ge\s*[01]|>\s*0)(?![\d.])|_\{?\d\}?|\\in(?![a-z])|\\mathbb\s*\{[RZNQC]\}"
+    r"|\\forall(?![a-z])|[\s,()-])+",
+    re.IGNORECASE,
 )
+"""Words and signs that name the numbers a letter stands for; n ≥ 1 says where a sequence begins."""
+_BEGIN = re.compile(r"\\ge\s*(?P<least>[01])|>\s*0")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def conditioned(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -71,7 +77,7 @@ def _equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) ->
 def _is_mere_domain(condition: str) -> bool:
     r"""Whether a condition does not restrict the value: k \in \mathbb{Z}, "where n is an integer", "for some constant
     C"."""
-    return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
+    return _DOMAIN_CONDITION.fullmatch(_TEXT.sub(r" \1 ", condition)) is not None
 
 
 def is_over_integers(condition: str) -> bool:
@@ -86,6 +92,8 @@ def _domain_names(condition: str) -> set[str]:
         names.add("Z")
     if "real" in condition or "constant" in condition:
         names.add("R")
+    if begin := _BEGIN.search(condition):
+        names.add("from 0" if begin["least"] == "0" else "from 1")
     return names
 
 

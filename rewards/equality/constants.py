@@ -12,7 +12,7 @@ import re
 import sympy
 
 from rewards.equality import mathematics
-from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
+from rewards.reading.parse import Expr, Unparsed, is_scalar
 
 MAX_CONSTANTS = 3
 
@@ -27,7 +27,7 @@ def same_up_to_constants(one: str, other: str) -> bool:
     """Whether two cleaned expressions differ only in the names and values of their arbitrary constants."""
     if not (_MENTIONED.search(one) and _MENTIONED.search(other)):
         return False
-    left, right = parse(one), parse(other)
+    left, right = mathematics.parsed_alike(one, other)
     if not (is_scalar(left) and is_scalar(right)):
         return False
     shared = left.free_symbols & right.free_symbols

@@ -74,11 +74,12 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
             return relations.equal_assignments(lone, Items(other.elements), equal)
         if lone.kind == "set" and len(lone.elements) == 1:
             return equal(lone.elements[0], other)
-        # The answer may leave out a point's brackets, but not add them: 3, 4 for (3, 4).
+        # The answer may leave out a point's brackets, but not add them: 3, 4 for (3, 4); (-\infty, 4) is no point.
         return (
             lone is answer
             and lone.kind == "list"
-            and other.opening == "("
+            and (other.opening, other.closing) == ("(", ")")
+            and not any(isinstance(end, Expression) and r"\infty" in end.latex for end in other.elements)
             and _all_equal(other.elements, relations.coordinates(lone), equal)
         )
     # "3/4 or 0.75" is one value stated twice; "75, 75" is two values.

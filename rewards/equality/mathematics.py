@@ -15,6 +15,7 @@ from functools import lru_cache
 import sympy
 from math_verify import verify
 from sympy.core.function import AppliedUndef
+from sympy.functions.elementary.trigonometric import InverseTrigonometricFunction
 
 from rewards.equality.breaks import points_in_pieces
 from rewards.equality.defined import has_no_value, is_defined, is_evaluable
@@ -35,11 +36,24 @@ detail keeps the text of the error."""
 @lru_cache(maxsize=8192)
 def same_expression(reference: str, answer: str) -> bool:
     """Whether two cleaned expressions are equal. Raises `Unparsed` if either cannot be read."""
-    left, right = parse(reference), parse(answer)
+    left, right = parsed_alike(reference, answer)
     try:
         return same(left, right)
     except SYMPY_ERRORS as error:
         raise Unparsed(f"{type(error).__name__}: {error}") from error
+
+
+def parsed_alike(*texts: str) -> list[Expr]:
+    """Parse several texts so that a letter is the same unknown in all: the parser takes the x of e^{ix} for real, and
+    that of e^{i x} for complex. Letters beside a conjugate keep their kind."""
+    parsed = [parse(text) for text in texts]
+    if any(expression.has(sympy.conjugate) for expression in parsed):
+        return parsed
+    real = {symbol.name: symbol for expression in parsed for symbol in expression.free_symbols if symbol.is_real}
+    return [
+        expression.xreplace({letter: real.get(letter.name, letter) for letter in expression.free_symbols})
+        for expression in parsed
+    ]
 
 
 def same(left: Expr, right: Expr) -> bool:
@@ -207,31 +221,56 @@ def _points(symbols: list[Expr], *, whole: bool) -> Iterator[Point]:
         yield _integer_point(symbols, number)
 
 
+def _points_near_zero(symbols: list[Expr]) -> Iterator[Point]:
+    """Points at which \\ln(1-x) and \\arcsin x are real."""
+    for number in range(len(_COORDINATES)):
+        yield {symbol: value / 4 for symbol, value in _rational_point(symbols, number).items()}
+
+
 def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | None:
     """The identity test. None if too few points decide.
 
     One disagreement between real values is final. Roots and logarithms of negative numbers have branches on
     which equal functions of a real unknown may differ, so complex values count only if there are too few real ones.
     """
+    whole = left.has(sympy.factorial2) or right.has(sympy.factorial2)  # it has no values between integers
+    at_real, at_complex = _outcomes(left, right, _points(symbols, whole=whole))
+    if False in at_complex and not (_has_branches(left) or _has_branches(right)):
+        return False  # e^{2\pi ix} is 1 only at integers
+    if False in at_complex and len(at_real) < ENOUGH_POINTS:
+        at_real += _outcomes(left, right, _points_near_zero(symbols))[0]
+    if False in at_real:
+        return False
+    if at_real.count(True) >= ENOUGH_POINTS:
+        return not _differ_in_a_piece(left, right, symbols)
+    if False in at_complex:
+        return False
+    return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
+
+
+def _outcomes(left: Expr, right: Expr, points: Iterator[Point]) -> tuple[list[bool | None], list[bool | None]]:
+    """Whether the values agree at the points where both are real, up to the first disagreement, and at the others."""
     at_real: list[bool | None] = []
     at_complex: list[bool | None] = []
-    whole = left.has(sympy.factorial2) or right.has(sympy.factorial2)  # it has no values between integers
-    for point in _points(symbols, whole=whole):
+    for point in points:
         one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
         if one is None or other is None:
             continue
         outcome = _close(one, other)
         if not (one.is_real and other.is_real):
             at_complex.append(outcome)
-        elif outcome is False:
-            return False
         else:
             at_real.append(outcome)
-    if at_real.count(True) >= ENOUGH_POINTS:
-        return not _differ_in_a_piece(left, right, symbols)
-    if False in at_complex:
-        return False
-    return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
+            if outcome is False:
+                break
+    return at_real, at_complex
+
+
+def _has_branches(expression: Expr) -> bool:
+    """Whether a complex value may depend on a choice: of roots, logarithms and powers, unlike e^{ix}."""
+    return expression.has(sympy.log, InverseTrigonometricFunction) or any(
+        power.exp.is_integer is not True for power in expression.atoms(sympy.Pow)
+    )
 
 
 def _differ_in_a_piece(left: Expr, right: Expr, symbols: list[Expr]) -> bool:
@@ -263,10 +302,10 @@ def _close(left: Expr | None, right: Expr | None) -> bool | None:
 def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
     """Whether a - b and c - d differ by a constant factor, so that they state the same equation, or, with `signed`, the
     same inequality."""
-    pairs = [(parse(a), parse(b)) for a, b in (left, right)]
-    if not all(is_scalar(a) and is_scalar(b) for a, b in pairs):
+    a, b, c, d = parsed_alike(*left, *right)
+    if not all(map(is_scalar, (a, b, c, d))):
         return False
-    one, other = (_as_numbers_and_symbols(a - b) for a, b in pairs)
+    one, other = _as_numbers_and_symbols(a - b), _as_numbers_and_symbols(c - d)
     symbols = sorted(one.free_symbols, key=str)
     if not symbols or one.free_symbols != other.free_symbols:
         return False

@@ -13,7 +13,7 @@ from rewards.reading.units import conversion, is_known, read_unit, same_things
 
 
 def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """2:30 p.m. is 14:30, and 2:30 if the answer leaves out a.m. or p.m."""
+    """2:30 p.m. is 14:30, and 2:30 if one side leaves out a.m. or p.m."""
     if not isinstance(reference, Moment) and not isinstance(answer, Moment):
         return None
     if isinstance(reference, Moment) and isinstance(answer, Moment):
@@ -26,23 +26,23 @@ def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
     clock = [int(part) for part in moment.text.split(":")]
     if len(parts) == 2:
         parts.append(0)
-    return parts == clock or (
-        moment is reference and parts[0] <= 12 and parts[1:] == clock[1:] and parts[0] % 12 == clock[0] % 12
-    )
+    return parts == clock or (parts[0] <= 12 and parts[1:] == clock[1:] and parts[0] % 12 == clock[0] % 12)
 
 
 def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
-    """2:3 is 4:6 and 2/3; 2:30 may be a time and equals only itself."""
+    """2:3 is 4:6, 10:15 and 2/3; a reference 2:30 may be a time and equals only itself, and 0:9 is no value."""
     if isinstance(reference, Ratio) and isinstance(answer, Ratio):
         if len(reference.parts) != len(answer.parts):
             return False
-        if reference.clock or answer.clock:
+        if reference.clock:
             return _same_parts(reference, answer, equal)
         return _same_parts(reference, answer, equal) or _proportional(reference, answer)
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
             parts, quotient = [latex_of(part) for part in ratio.parts], latex_of(other)
-            if ratio.clock or len(parts) != 2 or None in parts or quotient is None or value_of(ratio.parts[1]) == 0:
+            if ratio.clock or len(parts) != 2 or None in parts or quotient is None:
+                return False
+            if 0 in [value_of(part) for part in ratio.parts]:
                 return False
             return same_expressions(rf"\frac{{{parts[0]}}}{{{parts[1]}}}", quotient)
     return None

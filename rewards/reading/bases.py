@@ -7,14 +7,16 @@ import re
 from rewards.reading.phrases import NUMBER_WORDS
 from rewards.reading.shapes import Based
 
-_NAME = rf"(?P<base>\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
+_WORDS = "|".join(NUMBER_WORDS)
+_NAME = rf"(?P<base>\d{{1,2}}|{_WORDS})"
 _DIGITS = r"(?P<sign>-?)\s*(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
 """Digits, but not in square brackets: [3]_7 is a residue class."""
 _NUMERAL = (
-    re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}))"),
+    re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}|{_WORDS}))"),
     re.compile(rf"{_DIGITS}\s*\(?\s*(?:in )?(?:the )?base[ -]?{_NAME}\s*\)?"),
 )
 _IN_A_TERM = re.compile(r"(?<![\w^.}'])(?P<digits>\d+)\s*_\s*(?:\{\s*(?P<base>\d{1,2})\s*\}|(?P<bare>\d{1,2}))")
+_OVERLINED = re.compile(r"\\overline\s*\{(\w+)\}(?=\s*_)")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
@@ -22,7 +24,7 @@ def based(text: str) -> Based | None:
     """Read a numeral with its base; None for anything else, and for digits that the base does not have."""
     if "_" not in text and "base" not in text:
         return None
-    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = " ".join(_TEXT.sub(r" \1 ", _OVERLINED.sub(r"\1", text)).split())
     match = next((found for pattern in _NUMERAL if (found := pattern.fullmatch(bare))), None)
     if match is None:
         return None

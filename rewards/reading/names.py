@@ -10,7 +10,7 @@ import re
 
 _LETTER = (
     r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|omega|phi|rho|tau|epsilon|Delta|ell|varphi|chi|Phi"
-    r"|Omega|Gamma|eta|kappa|nu|xi|psi)(?![A-Za-z])|\\math(?:bb|cal|frak|scr)\s*\{?[A-Z]\}?)"
+    r"|Omega|Gamma|eta|kappa|nu|xi|psi)(?![A-Za-z])|\\math(?:bb|cal|frak|scr)\s*\{?[A-Z]\}?|\{[A-Za-z]\})"
 )
 _SUBSCRIPT = r"(?:_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?[A-Za-z]+|\w))?"
 _SYMBOL = rf"{_LETTER}{_SUBSCRIPT}'*(?:\^\s*(?:\{{\s*-1\s*\}}|\{{?\\prime\}}?|\*|\{{\(\d\)\}}))?{_SUBSCRIPT}"
@@ -44,7 +44,7 @@ _TUPLE = rf"\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{0,5}}\s*\)"
 _DOT = rf"{_DRAWN}\s*\\(?:cdot|times)\s*{_DRAWN}"
 _VARIANCE = r"\\sigma\s*\^\s*\{?2\}?"
 _ONE = re.compile(
-    rf"\s*(?:{_SYMBOL}|{_CALL}|{_SEGMENT}|{_OF}|{_TEXTS}|{_SIZE}|{_QUOTIENT}|{_DERIVATIVE}|{_TUPLE}|{_DOT}|{_VARIANCE})\s*"
+    rf"\s*(?:{_SYMBOL}|{_CALL}|{_SEGMENT}|{_OF}|{_TEXTS}|{_SIZE}|{_QUOTIENT}|{_DERIVATIVE}|{_TUPLE}|{_DOT}|{_VARIANCE}|\\(?:max|min))\s*"
 )
 _SEVERAL = re.compile(
     rf"\s*(?:[-+]?\s*(?:{_SEGMENT})(?:\s*(?:[-+]|\\cdot|\\times)?\s*(?:{_SEGMENT})){{1,4}}"

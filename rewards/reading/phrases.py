@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from rewards.reading.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
+from rewards.spelling.clean import unwrapped
 
 _FOLDED: dict[str, Node] = {
     phrase: node
@@ -52,9 +53,24 @@ _SUBJECT = (
     r"ha(?:s|ve) |there (?:is|are|exists?) |it has |has )?"
 )
 _SOLUTIONS: tuple[tuple[re.Pattern[str], Node], ...] = (
-    (re.compile(_SUBJECT + r"no (?:real )?solutions?(?: exists?)?"), Items((), "set")),
+    (re.compile(_SUBJECT + r"no (?:real |integer )?(?:solution|root)s?(?: exists?)?"), Items((), "set")),
     (re.compile(_SUBJECT + r"(?:infinitely many|infinite|an infinite number of) solutions?"), Expression(r"\infty")),
 )
+_LEAD = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|solution|result)s?\s*\}?\s*(?:is|are|:|=)\s*:?\s*\}?\s*"
+    r"(?P<rest>(?!(?!sqrt|pi)[A-Za-z]{2}).+)",
+    re.I | re.DOTALL,
+)
+_ALL = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:for\s+)?all(?:\s+real)?(?:\s+numbers?|\s+values?(?:\s+of)?)?\s*\}?\s*"
+    r"(?P<rest>[a-z]\s*(?:[<>]|\\(?:le|ge|ne|in)(?![a-z])).+)",
+    re.DOTALL,
+)
+_EXPLAINED = re.compile(r"(?P<verdict>yes|no|true|false)[,.;:]\s+(?P<why>[a-z]+(?: [a-z]+)+)")
+_TAKES_BACK = re.compile(
+    r"\b(?:yes|no|true|false|but|or|if|only|unless|except|however|although|maybe|perhaps|sometimes)\b"
+)
+"""Yes, it is continuous; but not: yes, but only sometimes."""
 _ALL_BUT = re.compile(
     r"(?:the )?(?:set of )?(?:all |any |every )?"
     r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))"
@@ -113,9 +129,14 @@ _SPELLED = {
     **{f"{unit} halves": rf"\frac{{{k}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
     **{f"{unit} and a half": rf"\frac{{{2 * k + 1}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
     "half": r"\frac{1}{2}",
+    "hundred": "100",
+    "thousand": "1000",
+    "million": "1000000",
+    "dozen": "12",
     "one fourth": r"\frac{1}{4}",
 }
 """Numbers in words; not "second", which is a unit of time."""
+NUMBERS_BEGIN = {name.split()[0] for name in _SPELLED} | {"minus", "negative"}
 _LARGE = (("million", 1_000_000, 1_000), ("thousand", 1_000, 1_000), ("hundred", 100, 100))
 """Name, size, and how many of them at most are said (twelve hundred, but no thousand thousand); largest first."""
 _CHOICE_WORD = r"(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Aa]lternative|[Ss]tatement|[Ll]etter)"
@@ -228,7 +249,9 @@ def phrase(text: str) -> Node | str | None:
     found = _FOLDED.get(folded) or _spelled(folded) or _INTERVALS.get(folded)
     if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _spelled(folded[below.end() :])):
         return f"-{number}"
-    if found is None and "solution" in folded:
+    if found is None and (explained := _EXPLAINED.fullmatch(folded)) and not _TAKES_BACK.search(explained["why"]):
+        return Words(explained["verdict"])
+    if found is None and ("solution" in folded or "root" in folded):
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
 
@@ -243,6 +266,12 @@ def _spelled(folded: str) -> str | None:
                 return None
             return str(int(head) * size + int(tail)) if not rest or 0 < int(tail) < size else None
     return _SPELLED.get(folded)
+
+
+def after_lead(text: str) -> str | None:
+    r"""Answer: 5 → 5; all real x > 5 → x > 5."""
+    match = _LEAD.fullmatch(text) or _ALL.fullmatch(text)
+    return unwrapped(match.group("rest")) if match else None
 
 
 def all_but(text: str) -> tuple[str, str] | None:

@@ -30,6 +30,7 @@ _CURRENCY_HEAD = re.compile(
     r"|\\text\s*\{\s*(?P<text>USD|EUR|GBP|INR|RMB|CNY)\s*\})\s*(?P<value>.+)",
     re.DOTALL,
 )
+MAX_NUMBER_WORDS = 8
 _CURRENCIES = frozenset("＄€£¥₹") | {"USD", "EUR", "GBP", "INR", "Rs", "Rs.", "RMB", "CNY"}
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
@@ -37,9 +38,11 @@ _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billio
 _FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\-])")
 r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
+_UNKNOWNS = ("abcdefgh", "klmn", "mnpq", "pqrst", "rst", "uvwxyz")
+"""Neighbours in the alphabet are unknowns, although three letters may be a word: 5abc, 2xyz."""
 _SHORT_UNITS = frozenset([
     "cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US", "kJ", "kW",
-    "kN", "kV", "Pa", "Hz",
+    "kN", "kV", "Pa", "Hz", "sq", "cu",
 ])  # fmt: skip
 
 
@@ -67,7 +70,24 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
     unit = match.group("unit")
-    return match.group("value"), None if _FACTOR.match(unit) else read_unit(unit)
+    if _FACTOR.match(unit):
+        return (match.group("value"), None) if "\\text" in unit else None
+    return match.group("value"), read_unit(unit)
+
+
+def counted(text: str) -> tuple[str, str] | None:
+    """Seven days, two and a half hours, forty-two (42) → the number in digits and the unit."""
+    words = phrases.fold(text).split()
+    if not words or words[0] not in phrases.NUMBERS_BEGIN:
+        return None
+    for count in range(min(len(words) - 1, MAX_NUMBER_WORDS), 0, -1):
+        number = phrases.phrase(" ".join(words[:count]))
+        if isinstance(number, str):
+            rest = " ".join(words[count:])
+            again = read_number(rest.strip("()"))
+            unit = "" if again is not None and again == read_number(number) else read_unit(rest)
+            return (number, unit) if unit is not None and not _FACTOR.match(rest) else None
+    return None
 
 
 def with_unit(value: Node, unit: str) -> Node:
@@ -106,5 +126,8 @@ def _looks_like_algebra(unit: str) -> bool:
     if plain in {"min", "sec", "deg"}:
         return False  # without an argument no function
     if len(first) >= 3:
-        return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
+        known = first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(
+            ("sin", "cos", "tan", "log", "sqrt")
+        )
+        return known or any("".join(sorted(first)) in run for run in _UNKNOWNS)
     return first not in _SHORT_UNITS

@@ -7,14 +7,14 @@ where {x | x > 3} may be a region. Everything else is an `Expression`, which is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from rewards.reading import phrases
 from rewards.reading.bases import based
 from rewards.reading.numbers import Number, read_number
-from rewards.reading.quantities import money, number_and_unit, with_unit
+from rewards.reading.quantities import counted, money, number_and_unit, with_unit
 from rewards.reading.shapes import (
     Approximation,
     Bracketed,
@@ -47,10 +47,6 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _NAMED = re.compile(r"^\s*[a-z]\s*(?:=|\\ne)\s*")
-_LEAD = re.compile(
-    r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
-    re.I | re.DOTALL,
-)
 _SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
 _RAYS = {
@@ -123,6 +119,11 @@ class Reader:
         found = phrases.phrase(text)
         return self.part(found) if isinstance(found, str) else found
 
+    def counted(self, text: str) -> Node | None:
+        """A number in words, and what is counted: seven days."""
+        found = counted(text)
+        return with_unit(self.part(found[0]), found[1]) if found else None
+
     def all_but(self, text: str) -> Node | None:
         r"""All real numbers except 0 and 1: \mathbb{R} \setminus \{0, 1\}."""
         found = phrases.all_but(text)
@@ -134,9 +135,9 @@ class Reader:
         return Combination("setminus", (Domain(found[0]), Items(tuple(left_out), "set")))
 
     def lead(self, text: str) -> Node | None:
-        r"""An answer that announces itself: \text{Answer: } 5."""
-        match = _LEAD.fullmatch(text)
-        return self.part(match.group("rest")) if match else None
+        r"""An answer that announces itself: \text{Answer: } 5, and \text{all real } x > 5."""
+        rest = phrases.after_lead(text)
+        return self.part(rest) if rest else None
 
     def system(self, text: str) -> Node | None:
         r"""A system of equations, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & it would be a piecewise function."""
@@ -219,6 +220,9 @@ class Reader:
             return Unusable("incomplete_relation", text)
         if operators[-1] == "~":
             return self._approximation(sides, operators)
+        if operators == ["!="] and _PLUS_MINUS.search(sides[1]):
+            neither = tuple(Relation((sides[0], side), ("!=",)) for side in _with_either_sign(sides[1]))
+            return Items(neither, "list", "and")
         return Relation(tuple(sides), tuple(operators))
 
     def _approximation(self, sides: list[str], operators: list[str]) -> Node:
@@ -235,9 +239,7 @@ class Reader:
         r"""1 \pm \sqrt{19} is a list of two values; \mp takes the opposite sign."""
         if not _PLUS_MINUS.search(text):
             return None
-        upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text)).strip().removeprefix("+").strip()
-        lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text)).strip().removeprefix("+").strip()
-        upper, lower = (re.sub(r"\(\s*\+", "(", side) for side in (upper, lower))
+        upper, lower = _with_either_sign(text)
         return Items((self.part(upper), self.part(lower)), "list", "or")
 
     def combination(self, text: str) -> Node | None:
@@ -342,6 +344,12 @@ class Reader:
         return phrases.words(text)
 
 
+def _with_either_sign(text: str) -> Iterator[str]:
+    for plus, minus in (("+", "-"), ("-", "+")):
+        signed = re.sub(r"\\pm(?![a-z])", plus, re.sub(r"\\mp(?![a-z])", minus, text))
+        yield re.sub(r"\(\s*\+", "(", signed.strip().removeprefix("+").strip())
+
+
 def _has_one_choice_of_sign(inside: str) -> bool:
     r"""(\pm 2, 0) and (\pm 2, \mp 3) are two points; (\pm 1, \pm 1) may be two or four."""
     signs = _PLUS_MINUS.findall(inside)
@@ -366,6 +374,7 @@ def _spread(piece: str, node: Node) -> tuple[Node, ...]:
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
+    Reader.counted,
     Reader.all_but,
     Reader.lead,
     Reader.system,

@@ -143,6 +143,7 @@ FOREIGN_WORD = rf"[{_FOREIGN}]+(?:\s*/\s*[{_FOREIGN}]+)?"
 _WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^-?\d+|\d+|/|\^")
 _WRITTEN = re.compile(r"[a-z'-]+")
 _HYPHEN = re.compile(r"(?<!\^)-")
+_POWER_IN_WORDS = re.compile(r"(?<=[a-z])\s+(?P<power>squared|cubed)\b")
 _BY_WORD = re.compile(r"\bdegrees?\s+([CF])(?:elsius|ahrenheit)?\b")
 
 
@@ -158,6 +159,7 @@ def read_unit(text: str) -> str | None:
         text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)
     for prefix, word in _PREFIXES.items():
         text = text.replace(prefix, f" {word}")
+    text = _POWER_IN_WORDS.sub(lambda match: " ^2" if match["power"] == "squared" else " ^3", text)
     written = _WRITTEN.findall(text.lower())
     text = _BY_WORD.sub(r"° \1", re.sub(r"\bcdot\b", " ", _HYPHEN.sub(" ", text)))
     words = [_SYMBOLS.get(word) or _SYMBOLS.get(one := _singular(word), one) for word in _WORD.findall(text)]

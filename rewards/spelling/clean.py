@@ -31,7 +31,9 @@ _SYMBOLS = str.maketrans(
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ",
         "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ",
         "∅": r"\emptyset ", "ø": r"\emptyset ", "Ø": r"\emptyset ", "∖": r"\setminus ", "⊂": r"\subset ",
-        "⊆": r"\subseteq ", "→": r"\to ", "⇒": r"\implies ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
+        "⊆": r"\subseteq ", "→": r"\to ", "⇒": r"\implies ", "⟹": r"\implies ", "∴": r"\therefore ",
+        "✓": r"\checkmark ", "✔": r"\checkmark ", "✅": r"\checkmark ", "☑": r"\checkmark ", "∎": r"\qed ",
+        "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ",
         "δ": r"\delta ", "ζ": r"\zeta ", "η": r"\eta ", "κ": r"\kappa ", "ν": r"\nu ", "ξ": r"\xi ", "ρ": r"\rho ",
         "τ": r"\tau ", "χ": r"\chi ", "ψ": r"\psi ", "ϕ": r"\phi ", "Γ": r"\Gamma ", "Θ": r"\Theta ",
@@ -57,7 +59,7 @@ _RADICAL = re.compile(r"(?P<sign>[√∛∜])\s*(?:\((?P<group>[^()]*)\)|(?P<num
 _COMMANDS = {
     name: usual
     for usual, names in {
-        " ": "displaystyle textstyle scriptstyle limits nolimits boldmath bf rm it large Large huge strut mathstrut "
+        " ": "displaystyle textstyle scriptstyle limits nolimits boldmath bf it large Large huge strut mathstrut "
         "enspace thinspace medspace thickspace nobreakspace hfill",
         r"\frac": "dfrac tfrac cfrac sfrac xfrac nicefrac flatfrac", r"\binom": "dbinom tbinom",
         r"\le": "leqslant leq leqq", r"\ge": "geqslant geq geqq", "<": "lt", ">": "gt", r"\ne ": "neq",
@@ -71,6 +73,11 @@ _COMMANDS = {
 """Commands with the same meaning as another spelling."""
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
+_STATED = r"(?:(?<=[\d})\]])|(?<=\\circ)|(?<=\\circ ))"
+_STATEMENT = r"[^,;=<>]*(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))"
+"""Behind the end of one, an equation or an inequality: between them ∨ is "or"."""
+_GIVEN_AGAIN = r"((?:[^(){}]|\{[^{}]*\})*)"
+"""0.5 of \\frac12 (or 0.5)."""
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -83,24 +90,28 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|kern)\s*\{[^{}]*\}", ""),
         (r"\\phantom\s*.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\.?", ""),
-        (r"(?<=\d),\s*\\!\s*(?=\d)", ","),
+        (r"(?<=\d)(?:,\s*\\!|(?:\{,\}|\\text\s*\{,\})(?:\\[,;:! ])?)\s*(?=\d)", ","),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)|[mh]box|emph|mathtt)(?=\s*\{)", r"\\text"),
-        (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
+        (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord|rel)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
+        (r"(?<![A-Za-z^_}])\{\s*\\rm(?![A-Za-z])([^{}]*)\}", r"\\mathrm{\1}"),
+        (r"\{\s*\\rm(?![A-Za-z])([^{}]*)\}", r"{\\mathrm{\1}}"),
+        (r"\\rm\s*(?=\{)", r"\\mathrm"),
+        (r"\\rm(?![A-Za-z])", " "),
         (rf"(?<=[\d}}])\s*\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}", r"\\text\1/\\text\2"),
         (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}|\\text\s*\{\s*(i)\s*\}", r" \1\2 "),
         (r"\\mathrm(?=\s*\{)", r"\\text"),
         (r"\\not\s*=|(?<![\w)\]}])!=", r"\\ne "),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
-        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
+        (r"(?:\\text\s*)?\{\s*\^\s*\\circ\s*\}|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
         (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
         (r"\\mathcal\s*(?:\{\s*O\s*\}|O)(?=\s*\()", "O"),
         (r"\\\$", DOLLAR),
         (rf"\\text\s*\{{\s*([{DOLLAR}€£¥₹])\s*\}}", r"\1"),
         (r"\\text\s*\{\s*Rs\.?\s*\}", "₹"),
-        (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}", ""),
+        (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split|equation\*?|displaymath)\}", ""),
         (r"\s*&\s*(?==|<|>|\\[lg]e(?![A-Za-z]))", ""),
         (r"\\\\\s*(?==)", " "),  # a row that begins with = continues the row above
         (r"(?<=[\d)}])\s*\\text\s*\{\s*([^{}\s][^{}]*?)\s+(and|or)\s*\}\s*(?=[\d\\(-])", r"\\text{ \1}\\text{ \2 }"),
@@ -108,15 +119,23 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}", ""),
         (r"\\p?mod\s*(\w+)(?!\w)", r"\\pmod{\1}"),
         (r"\\text\s*\{\s*\(?\s*mod(?:ulo)?\s+(\w+)\s*\)?\s*\}", r"\\pmod{\1}"),
-        (r"\\text\s*\{\s*([-+]?)\s*\}", r"\1 "),
+        (r"\\text\s*\{\s*([-+,]?|\d+)\s*\}", r"\1 "),
+        (r"\\text\s*\{\s*(\d+) ([a-z]+)\s*\}(?=\s*\^)", r"\1\\text{ \2}"),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
-        (r"\{\s*([,.])\s*\}", r"\1"),
+        (r"\{\s*([,.:])\s*\}", r"\1"),
+        (r"(?:^|(?<=[-+=(,]))\s*\{\s*(\d+)\s*\}(?=\s*[\^_])", r"\1"),
+        (
+            rf"\\text\s*\{{\s*\(\s*or(?:\s*\}}{_GIVEN_AGAIN}(?:\)|\\text\s*\{{\s*\)\s*\}})|\s{_GIVEN_AGAIN}\)\s*\}})"
+            rf"|\(\s*or\s{_GIVEN_AGAIN}\)",
+            r"\\text{ or }\1\2\3",
+        ),
         (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
         (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
         (
-            r"(?<=[\d})\]])\s*\\(?:lor|vee)(?=\s*[A-Za-z]\s*(?:[=<>]|\\(?:le|ge|in)(?![A-Za-z])))",
+            rf"{_STATED}\s*\\(?:lor|vee)(?={_STATEMENT})",
             r"\\text{ or }",
         ),
+        (rf"{_STATED}\s*\\(?:land|wedge)(?={_STATEMENT})", r"\\text{ and }"),
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
@@ -134,7 +153,8 @@ _DELIMITERS = (
     ("__", "__"),
     ('"', '"'),
 )
-_CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|Rightarrow|Longrightarrow)(?![A-Za-z]))\s*(?=\S)")
+_DELIMITER = re.compile(r"(?<!\\)\\[()]")
+_CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|to|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)")
 """Joins an answer to the words before it."""
 _END_OF_PROOF = re.compile(r"(?<=\S)\s*\\(?:checkmark|blacksquare|square|Box|qed)$")
 _SPACES = re.compile(r"\s+")
@@ -160,7 +180,7 @@ def clean(text: str) -> str:
         text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], _COLOUR.sub("", text))
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
-    text = _strip_wrapping(usual(_SPACES.sub(" ", text).strip()))
+    text = unwrapped(usual(_SPACES.sub(" ", text).strip()))
     if _depth(text) > MAX_DEPTH:
         raise Unreadable("nested_too_deeply")
     return text
@@ -208,7 +228,7 @@ def _plain_character(character: str) -> str:
     return character
 
 
-def _strip_wrapping(text: str) -> str:
+def unwrapped(text: str) -> str:
     """Remove math delimiters, emphasis and closing punctuation around the whole answer."""
     while True:
         before = text
@@ -236,7 +256,7 @@ def _loose_dollars(text: str) -> str:
     """Replace an unpaired dollar sign before a number, which is money; the others are math delimiters in the text."""
     if text.count("$") % 2 == 1:
         text = re.sub(r"^([-+]?)\$(?=[\d.])", r"\1" + DOLLAR, text)
-    return text.replace("$", "").strip()
+    return _DELIMITER.sub("", text.replace("$", "")).strip()
 
 
 def _wraps(text: str, opening: str, closing: str) -> bool:

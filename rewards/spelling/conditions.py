@@ -10,9 +10,16 @@ _CONDITION = re.compile(
     r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
 )
 _MEMBER = r"(?P<condition>(?P<letter>[A-Za-z])(?:,\s*[A-Za-z])*\s*\\in\s*\\mathbb\s*\{[RZNQC]\})"
-_IN_BRACKETS = re.compile(rf"(?P<body>.+?)\s*\(\s*{_MEMBER}\s*\)", re.DOTALL)
+_FROM_THE_FIRST = r"[i-n]\s*(?:\\ge\s*[01]|>\s*0)"
+"""n ≥ 1, which says where a sequence begins."""
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
+_IN_BRACKETS = re.compile(
+    rf"(?P<body>.+?)\s*\(\s*(?:\\text\s*\{{\s*for\s*\}})?\s*(?:{_MEMBER}|(?P<begin>{_FROM_THE_FIRST}))\s*\)", re.DOTALL
+)
 _FOR_ALL = re.compile(rf"(?P<body>[^|:]+?)\s*(?:\\mid|[|:])\s*{_MEMBER}", re.DOTALL)
-_WHERE = re.compile(r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b")
+_WHERE = re.compile(
+    r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|\\forall(?![a-z])|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b"
+)
 
 
 def value_and_condition(text: str) -> tuple[str, str] | None:
@@ -20,11 +27,14 @@ def value_and_condition(text: str) -> tuple[str, str] | None:
     pieces = split.split_at(text, {",", ";"})
     for position in range(1, len(pieces)):
         rest = ", ".join(pieces[position:])
-        if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
-            return ", ".join(pieces[:position]), rest
+        body = ", ".join(pieces[:position])
+        if _CONDITION.search(rest) and not _CONDITION.search(body):
+            return body, rest
+        if re.fullmatch(_FROM_THE_FIRST, rest) and not _INEQUALITY.search(body):
+            return body, rest
     bracketed = _IN_BRACKETS.fullmatch(text)
     if bracketed:
-        return bracketed.group("body"), bracketed.group("condition")
+        return bracketed.group("body"), bracketed.group("condition") or bracketed.group("begin")
     match = _WHERE.search(text)
     if match and match.start() > 0 and not _is_inside_cases(text[: match.start()]):
         return text[: match.start()].rstrip(" ,"), text[match.start() :]
