@@ -333,7 +333,5 @@ def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
         "reasoning_gym",
     )
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -128,7 +128,6 @@ def test_a_run_imports_nothing_that_the_machine_would_lack(tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests/only_the_bundle")},
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

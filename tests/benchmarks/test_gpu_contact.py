@@ -120,7 +120,7 @@ def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 130)])
 def test_a_stage_that_is_being_started_is_ended_too(name: str, code: int, tmp_path: Path) -> None:
     program = STARTING.format(name=name) + ENDLESS
-    ended = subprocess.run([sys.executable, "-c", program, "--out", tmp_path], cwd=ROOT, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", program, "--out", tmp_path], cwd=ROOT)
     assert ended.returncode == code
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 

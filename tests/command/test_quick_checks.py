@@ -54,7 +54,6 @@ def answers(directory: Path, *commands: tuple[str, ...], **environment: str) -> 
         env={**os.environ, "PYTHONPATH": str(ROOT), **hub, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return [tuple(answer) for answer in json.loads(done.stdout)]

@@ -60,7 +60,6 @@ def doctor(directory: Path, *arguments: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
     )
     return done.returncode, done.stdout
 

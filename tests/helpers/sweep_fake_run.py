@@ -54,12 +54,12 @@ def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[N
     done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
     facts = {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"], "from": done, "at": time.monotonic()}
     facts["cards"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Before the attempt is on record: whoever reads of it may ask the process to stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "deaf" else leave)
     with (run / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
     if kind == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
-    signal.signal(signal.SIGTERM, leave)
     if alone:
         wait_for_others(run.parents[1], settings.get("test.concurrent", 1))
     if kind == "broken" and not (root / "repaired").exists():

@@ -70,7 +70,6 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, di
         env={**os.environ, **environment, "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -61,7 +61,6 @@ def environment(bare: Path, *given: str) -> tuple[int, list[str]]:
         env={"PATH": str(bare), "HOME": str(bare.parent)},
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.stdout == ""
     return done.returncode, done.stderr.splitlines()
@@ -175,7 +174,6 @@ def test_make_asks_even_if_everything_is_installed(bare: Path) -> None:
         env=clean,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 2
     assert f"and PYTHON={given} is Python {OTHER}" in done.stderr

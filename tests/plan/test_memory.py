@@ -292,7 +292,6 @@ def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path)
         env=environment,
         check=True,
         capture_output=True,
-        timeout=300,
     )
     (measured,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 1]
     config = settle_precision(load_config("quickstart.yaml", settings), "cpu")

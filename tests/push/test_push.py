@@ -197,7 +197,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
     assert hub.repos[REPO].messages == ["initial commit"]
 
     resumed = command(hub, run, tmp_path, HF_TOKEN=TOKEN)
-    output, _ = resumed.communicate(timeout=300)
+    output, _ = resumed.communicate()
     assert resumed.returncode == 0, output
     weights = (run / "adapters/latest/adapter_model.safetensors").read_bytes()
     assert hub.puts == {sha256(weights): 1, sha256(CURVES): 1}
@@ -210,7 +210,7 @@ def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
     (tmp_path / "hf" / "token").write_text(TOKEN)
     hub.faults["tag"].append("403")
     done = command(hub, run, tmp_path, HF_DEBUG="1")
-    output, _ = done.communicate(timeout=300)
+    output, _ = done.communicate()
     assert done.returncode == 1
     assert "curl -X POST" in output  # logging was on
     assert "authorization: <TOKEN>" in output

@@ -342,7 +342,8 @@ def test_all_text_stands_out_and_fits_a_laptop_and_a_phone(
 def test_a_watched_page_loads_itself_again(opened: Opened, tmp_path: Path) -> None:
     """The user's choices are kept."""
     run = make_run(tmp_path / "run", 0.25)
-    file = write_page(read_runs([run], 4), tmp_path / "page.html", reload_s=1)
+    file = write_page(read_runs([run], 4), tmp_path / "page.html", reload_s=3600)
+    opened.page.clock.install()
     page = opened.go(file)
     page.select_option("#step", "3")
     page.select_option("#verdict", "incorrect")
@@ -352,7 +353,8 @@ def test_a_watched_page_loads_itself_again(opened: Opened, tmp_path: Path) -> No
     assert before > 0
     page.evaluate("window.old = true")
     with page.expect_event("load"):
-        write_page(read_runs([run], 1), file, reload_s=60)
+        write_page(read_runs([run], 1), file, reload_s=3600)
+        page.clock.fast_forward("01:00:00")
     assert page.evaluate("window.old") is None
     assert (page.input_value("#step"), page.input_value("#verdict")) == ("3", "incorrect")
     assert page.locator("figure[data-chart=sampler_kl] .log").get_attribute("aria-pressed") == "false"

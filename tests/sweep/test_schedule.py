@@ -23,11 +23,11 @@ from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.cells import Cell
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
-from rl_engine.sweep.work import processes, runs
+from rl_engine.sweep.work import runs
 from rollout.files.ownership import MARKER
 from rollout.stopping import stops_handled
 from tests.helpers.sweep_fake import FAKE
-from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, run
+from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, let_time_pass_for_the_hung, run
 
 # Order, cards and failures.
 
@@ -120,9 +120,9 @@ def test_failed_and_hanging_cells_are_recorded(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are run again only on request."""
-    monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=1.5", "grid.optim.lr=[1e-3]")
+    overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=60", "grid.optim.lr=[1e-3]")
     config = make_sweep(*overrides, "jobs=4")
+    let_time_pass_for_the_hung(config, "hung_optim.lr=0.001_seed=0", monkeypatch)
     results = run(config)
     assert {result.arm: result.status for result in results.values()} == {
         "one": "done",
@@ -200,7 +200,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
         assert sweep.poll() is None
         time.sleep(0.02)
     sweep.send_signal(number)
-    output, _ = sweep.communicate(timeout=60)
+    output, _ = sweep.communicate()
     finished = Results(config.output / "results.jsonl").by_cell
     assert 1 <= len(finished) < 6
     assert all(result.status == "done" for result in finished.values())

@@ -4,7 +4,6 @@ except in the last test, which trains."""
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -30,11 +29,10 @@ from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.sharing import sharing_of
-from rl_engine.sweep.work import processes, runs, slots
+from rl_engine.sweep.work import runs, slots
 from rl_engine.sweep.work.concurrent import settings_file
 from tests.helpers.sweep_fake import FAKE
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.sweep_runs import ROOT, attempts, let_time_pass_for_the_hung
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +65,6 @@ def run(config: SweepConfig, *, retry_failed: bool = False) -> dict[str, Result]
     results, stop = run_sweep(config, targets, retry_failed=retry_failed, sharing=sharing_of(config, targets))
     assert stop.signum is None
     return results.by_cell
-
-
-def attempts(config: SweepConfig, cell: str) -> list[dict[str, Any]]:
-    path = config.output / "cells" / cell / "run" / "attempts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def companies(config: SweepConfig, cells: dict[str, Result]) -> list[set[str]]:
@@ -160,8 +153,9 @@ def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) 
 def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hanging cell stops the clocks of all cells in its process. Only alone can it be told from those that wait for
     it."""
-    monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=2.5", "together=3")
+    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=60", "together=3")
+    hung = "hung_optim.lr=0.001_seed=0"
+    let_time_pass_for_the_hung(config, hung, monkeypatch)
     results = run(config)
     assert {result.arm: result.status for result in results.values()} == {
         "one": "done",
@@ -169,7 +163,7 @@ def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: p
         "hung": "timeout",
     }
     # Once with the others, and once alone; in between with one of them, if that began later by more than a look.
-    assert len(attempts(config, "hung_optim.lr=0.001_seed=0")) in (2, 3)
+    assert len(attempts(config, hung)) in (2, 3)
 
 
 def test_a_killed_process_costs_its_cells_nothing(tmp_path: Path) -> None:
@@ -209,7 +203,7 @@ def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tm
         assert started.poll() is None
         time.sleep(0.02)
     started.send_signal(number)
-    output, _ = started.communicate(timeout=60)
+    output, _ = started.communicate()
     if number == signal.SIGTERM:
         assert started.returncode == 128 + signal.SIGTERM
         assert "run the same command to continue" in output

@@ -113,8 +113,8 @@ def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) 
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
-    output, _ = process.communicate(timeout=timeout_s)
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate()
     return output
 
 
@@ -251,11 +251,10 @@ def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int
     with contextlib.chdir(directory):
         process = forked_commands.start("rl_engine.train", ["--config", "quickstart.yaml", *OVERRIDES], log)
     metrics = directory / "runs" / "quickstart"
-    deadline = time.monotonic() + 240
-    while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(read_metrics(metrics)) < 2 and process.poll() is None:
         time.sleep(0.02)
     process.terminate()
-    return directory, process.wait(300), log.read_text()
+    return directory, process.wait(), log.read_text()
 
 
 def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted_run: tuple[Path, int, str]) -> None:

@@ -287,7 +287,7 @@ def run_script(then: str, limit: float = 3.0) -> subprocess.Popen[str]:
 
 def test_a_script_without_a_main_guard_ends_cleanly() -> None:
     with run_script("pass") as script:
-        out, err = script.communicate(timeout=120)
+        out, err = script.communicate()
         assert script.returncode == 0
     assert out == "correct\n"
     assert err == ""
@@ -302,7 +302,7 @@ def test_under_spawn() -> None:
         print(pool.apply(eval, (code,)))
     """
     with run_script(then) as script:
-        out, err = script.communicate(timeout=120)
+        out, err = script.communicate()
     assert out == "correct\ncorrect\n", err
 
 

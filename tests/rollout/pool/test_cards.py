@@ -255,7 +255,6 @@ def test_a_run_says_where_kernels_are_kept_before_one_is_made(tmp_path: Path) ->
         env={**environment, "TRITON_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
         check=True,
     )
     assert done.stdout.strip() == str(tmp_path / ".triton" / "cache")
