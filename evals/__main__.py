@@ -23,7 +23,7 @@ from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.partial_results import PartialResults
 from evals.suites import SUITES
-from rewards.command import Command, Workers
+from rewards.command import Command, Workers, exit_code
 from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
@@ -148,7 +148,8 @@ def main(
             raise
         exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+        again = f"\n{how_to_continue(options).capitalize()}." if exit_code(error) == 1 else ""
+        exit_with_error(f"{error}{again}", exit_code(error))
 
 
 def options_of(arguments: dict[str, Any]) -> EvalOptions:

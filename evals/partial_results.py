@@ -17,7 +17,7 @@ from typing import IO, Any
 from datafiles.text import json_lines
 from evals.launch.group import is_seen
 from evals.scoring.outcomes import Outcome
-from rollout.files.durable import write_synced
+from rollout.files.durable import naming, write_synced
 from rollout.files.exclusive import hold, release
 
 ADDED = frozenset({"asked_sha256"})
@@ -132,7 +132,7 @@ class PartialResults:
         """Append the outcomes of problems that were sampled together, in one write."""
         records = [{"suite": suite, "contender": policy, **outcome.to_json()} for outcome in outcomes]
         lines = [] if self.path.is_file() else [{"settings": self.settings}]
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in (*lines, *records)))
             file.flush()
             os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from evals.command import exit_with_error, lasting_console, quiet_libraries, settle_torch
 from evals.launch.presence import lost_rank, presence
-from rewards.command import Command, limit_reached, out_of_memory
+from rewards.command import Command, exit_code, limit_reached, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.fields import is_setting
 from rl_engine.config.file import CommandConfig, shipped
@@ -72,7 +72,7 @@ EXPLAINED = (ValueError, OSError, SafetensorError, EngineError, RunFailedError)
 
 def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
     """The message for the user and the exit code: 2 for unusable configuration, data or adapters, else 1."""
-    if isinstance(error, ValueError | FileNotFoundError):
+    if exit_code(error) == 2:
         return str(error), 2
     if isinstance(error, SafetensorError):
         return f"a file of weights cannot be read: {error}", 2

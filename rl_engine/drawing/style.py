@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -24,6 +25,8 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
+
+from rollout.files.durable import replacing
 
 Sign = Artist | Container
 """A labelled entry of a legend."""
@@ -160,3 +163,9 @@ def count_along(axes: Axes, what: str) -> None:
     """Name the horizontal axis, and put its ticks at integers, for counts such as steps."""
     axes.set_xlabel(what)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=2))
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure in the format of its name's ending, whole or not at all; `options` are those of `savefig`."""
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format=path.suffix.removeprefix(".").lower(), **options)

@@ -22,11 +22,11 @@ import typer
 from rich.table import Table
 
 from evals.command import exit_with_error, new_console, print_loading, print_table, settle_torch, stoppable
-from rewards.command import Command
+from rewards.command import Command, exit_code
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
 from rollout.adapters import PEFT_CONFIG
-from rollout.files.durable import check_writable
+from rollout.files.durable import check_writable, write_synced
 from rollout.files.ownership import figure_metadata, is_figure, is_json, replaced
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def main(
             settle_torch()
             show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_with_error(str(error), exit_code(error))
 
 
 def show(
@@ -119,8 +119,7 @@ def show(
         draw(versions, plot)
         console.print(f"plot     {plot}")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(as_json(versions), indent=1) + "\n", encoding="utf-8")
+        write_synced(output, json.dumps(as_json(versions), indent=1) + "\n")
         console.print(f"figures  {output}")
 
 
@@ -166,7 +165,7 @@ def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
     """Plot norms of the factors, norm of the update, stable rank and used share of the rank over the versions, as
     medians for each kind of layer."""
     # Importing matplotlib takes a second, and tables do not need it.
-    from rl_engine.drawing.style import count_along, legend_below, name_panel, paper_figure, paper_style
+    from rl_engine.drawing.style import count_along, legend_below, name_panel, paper_figure, paper_style, save_figure
 
     with paper_style():
         figure, panels = paper_figure(4)
@@ -188,7 +187,7 @@ def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
         # From the panel of ΔW: the update of a full matrix has no factors A and B.
         legend_below(figure, update.get_legend_handles_labels()[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=figure_metadata(path))
+        save_figure(figure, path, metadata=figure_metadata(path))
     return figure
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evals.command import exit_with_error, lasting_console, stoppable
-from rewards.command import Command
+from rewards.command import Command, exit_code
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release
@@ -96,10 +96,8 @@ def main(
         with stoppable():
             files = make_release(release, folder, say)
         show(console, folder, files)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(str(error), 1)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), exit_code(error))
     if not dry_run:
         destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
         with stoppable():

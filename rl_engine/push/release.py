@@ -27,7 +27,7 @@ from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import METRICS, PLOT, REPORT
 from rl_engine.run.trained_adapter import TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
-from rollout.files.durable import check_writable
+from rollout.files.durable import check_writable, naming
 from rollout.files.exclusive import exclusive
 from rollout.files.ownership import place_aside
 from rollout.models import from_home
@@ -61,7 +61,8 @@ def _make(release: Release, folder: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _fill(release, scratch)
+        with naming(folder):
+            _fill(release, scratch)
         if folder.exists() and _is_same(folder, scratch):
             shutil.rmtree(folder)
         elif folder.exists() and any(folder.iterdir()):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evals.command import exit_with_error, stoppable
-from rewards.command import Command
+from rewards.command import Command, exit_code
 from rl_engine.report.page import PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun, check_run
 from rl_engine.report.warnings import left_out
@@ -87,7 +87,7 @@ def main(
             write_page(shown, target)
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_with_error(str(error), exit_code(error))
 
 
 def each_once(runs: Sequence[Path], console: Console) -> list[Path]:

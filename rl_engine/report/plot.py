@@ -23,11 +23,11 @@ from rl_engine.drawing.style import (
     name_panel,
     paper_figure,
     paper_style,
+    save_figure,
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import ASKED, PLOT, read_metrics, with_asking
-from rollout.files.durable import replacing
 from rollout.files.ownership import figure_metadata
 
 Lines = Sequence[Mapping[str, float]]
@@ -44,10 +44,8 @@ def plot_run(run: Path) -> Path:
             for axes, chart in zip(panels, (REWARD, accuracy, COT_LENGTH), strict=True)
         }
         legends_under(figure, {axes: some for axes, some in signs.items() if len(some) > 1})
-        path = run / PLOT
-        with replacing(path) as scratch:
-            figure.savefig(scratch, format="png")
-    return path
+        save_figure(figure, run / PLOT)
+    return run / PLOT
 
 
 def plot_charts(runs: Mapping[str, Lines], directory: Path, file_format: str) -> list[Path]:
@@ -60,7 +58,7 @@ def plot_charts(runs: Mapping[str, Lines], directory: Path, file_format: str) ->
             signs = draw_chart(axes, chart, runs)
             if len(signs) > 1:
                 legend_below(figure, signs)
-            figure.savefig(file, metadata=figure_metadata(file))
+            save_figure(figure, file, metadata=figure_metadata(file))
     return files
 
 

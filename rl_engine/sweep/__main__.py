@@ -22,6 +22,7 @@ import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error, lasting_console, print_table, stoppable
+from rewards.command import exit_code
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
@@ -82,7 +83,7 @@ def main(
                     raise typer.Exit(code_of(watch(settings, targets_of(settings), console)))
                 raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_with_error(str(error), exit_code(error))
 
 
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:

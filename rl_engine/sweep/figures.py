@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-from rl_engine.drawing.style import Sign, count_along, legend_below, name_panel, paper_figure, paper_style
+from rl_engine.drawing.style import Sign, count_along, legend_below, name_panel, paper_figure, paper_style, save_figure
 from rl_engine.report.charts import titles_of
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found, curves_at
 from rl_engine.sweep.cells import Arm
@@ -42,7 +42,7 @@ def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path)
         for name, figure in figures_of(config, found, analysis).items():
             for ending, options in FORMATS.items():
                 paths.append(directory / f"{name}.{ending}")
-                figure.savefig(paths[-1], **options)
+                save_figure(figure, paths[-1], **options)
     return paths
 
 

@@ -80,7 +80,7 @@ def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
 def draw_report(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> None:
     from rl_engine.sweep.figures import draw  # matplotlib takes a second, and --help does not need it
 
-    (directory / TABLE).write_text(table(config, found, analysis), encoding="utf-8")
+    write_synced(directory / TABLE, table(config, found, analysis))
     draw(config, found, analysis, directory)
 
 

@@ -180,8 +180,11 @@ def test_an_out_of_memory_error_suggests_what_takes_less(make_config: Callable[.
         ]
 
 
-def test_a_run_that_lost_a_rank_is_advised_to_resume(make_config: Callable[..., Config]) -> None:
+def test_a_run_that_lost_a_rank_is_advised_to_resume(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """gloo's error is a plain RuntimeError: torch has no type for it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
     said = "[/pytorch/third_party/gloo/transport/tcp/pair.cc:537] Read error [::1]:14029: Connection reset by peer."
     with pytest.raises(RunFailedError) as failed, losses_explained(make_config(), lambda: "step 3: "):
         raise RuntimeError(f"{said} This is typically caused by a remote worker hanging or bugs in the application.")
@@ -412,3 +415,17 @@ def test_python_without_docstrings_is_reported(
     with pytest.raises(typer.Exit):
         print_loading("torch and transformers")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: PYTHONOPTIMIZE is 2 (python -OO)")
+
+
+def test_a_full_disk_is_not_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`report` and `inspect` ended with 2 on a full disk, as for a run that is not there."""
+
+    def fills(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report.html")
+
+    from rl_engine.report import __main__ as report
+
+    monkeypatch.setattr(report, "check_run", fills)
+    assert CliRunner().invoke(report.app, [str(tmp_path)]).exit_code == 1
+    monkeypatch.undo()
+    assert CliRunner().invoke(report.app, [str(tmp_path)]).exit_code == 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
@@ -21,6 +24,7 @@ from rl_engine.drawing.style import (
     paper_figure,
     paper_style,
     rank_colour,
+    save_figure,
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, accuracy_chart, charts_of
 from rl_engine.report.plot import draw_chart, plot_charts
@@ -163,3 +167,20 @@ def test_metrics_and_runs_differ_in_grey() -> None:
             draw_chart(axes, COT_LENGTH, runs)
             looks = [(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()]
             assert all(one != other for one, other in itertools.combinations(looks, 2))
+
+
+def test_a_figure_replaces_an_earlier_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk half a figure took the place of the earlier one, and the error named no file."""
+    file = tmp_path / "reward.svg"
+    file.write_text("earlier", encoding="utf-8")
+
+    def fills(_: Figure, path: Path, **__: object) -> None:
+        path.write_text("ha", encoding="utf-8")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    figure, _ = paper_figure()
+    monkeypatch.setattr(Figure, "savefig", fills)
+    with pytest.raises(OSError, match=rf"No space left on device: '{file}'"):
+        save_figure(figure, file)
+    assert file.read_text(encoding="utf-8") == "earlier"
+    assert [*tmp_path.iterdir()] == [file]

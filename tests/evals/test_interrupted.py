@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -217,4 +219,26 @@ def test_an_evaluation_goes_on_where_nobody_hears_it(tmp_path: Path, monkeypatch
         command = ["--model", "embedded", "--suite", "held_out", "--limit", "4", "--output", str(output)]
         app(command, standalone_mode=False)
         assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
+    assert output.is_file()
+
+
+def test_what_a_full_disk_leaves_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error named no file, and did not say that anything was kept."""
+    monkeypatch.setattr("rollout.vllm.start_engine", scripted().start)
+    fsync, calls = os.fsync, itertools.count(1)
+
+    def fills(descriptor: int) -> None:
+        if next(calls) > 3:  # the file is begun with two, and the first batch takes one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    output = tmp_path / "out.json"
+    command = ["--model", "embedded", "--suite", "held_out", "--limit", "60", "--batch", "16", "--output", str(output)]
+    monkeypatch.setattr(os, "fsync", fills)
+    answer = CliRunner().invoke(app, command)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert answer.exit_code == 1
+    said = f"error: [Errno 28] No space left on device: '{tmp_path / 'out.partial.jsonl'}'\nRun the same command to"
+    assert said in answer.stderr
+    assert CliRunner().invoke(app, command).exit_code == 0
     assert output.is_file()

@@ -72,7 +72,9 @@ def test_a_rank_that_waits_for_the_others_can_be_stopped() -> None:
             process.kill()
 
 
-def test_other_libraries_errors_of_lost_ranks_are_recognized() -> None:
+def test_other_libraries_errors_of_lost_ranks_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost_rank(dist.DistStoreError("File too large")) is None  # alone, in vLLM's own group
+    monkeypatch.setenv("WORLD_SIZE", "2")
     said = lost_rank(dist.DistBackendError("NCCL error: remote process exited\nncclRemoteError: …"))
     assert said == (
         "rank 0 lost another rank (NCCL error: remote process exited): if that was not killed, its output says why"

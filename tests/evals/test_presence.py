@@ -155,6 +155,7 @@ def test_where_one_is_that_never_comes_is_reported(monkeypatch: pytest.MonkeyPat
     """The rank is alive, and another has waited for it in gloo for half an hour. Ranks that wait as well are not
     named."""
     monkeypatch.setattr(presence, "BEAT_S", 60.0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     waits = "9 distributed_c10d.py:2810 in barrier"
     here = Presence(0, 3, GoneStore(), pytest.fail)
     here._told = {1: "9 rewards.py:12 in score", 2: waits}
