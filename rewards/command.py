@@ -83,8 +83,10 @@ class LastingOutput:
 
     @property
     def _stream(self) -> IO[str]:
-        stream: IO[str] = getattr(sys, self._name)  # anew each time: tests and notebooks replace it
-        return stream
+        # Anew each time: tests and notebooks replace it. So does rich while it shows a status or a bar, with a proxy of
+        # the real one, to which it would then write past this class.
+        stream: IO[str] = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
 
     def write(self, text: str) -> int:
         with self._lasting():

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,20 +79,20 @@ def main(
     """Show what a configuration will need: parameters, capacity, compute, memory and time, with warnings."""
     if sum(given is not None for given in (measured_in, tokens_per_s, card)) > 1:
         exit_with_error("give one of --from, --tokens-per-s and --card", 2)
-    if min(tokens_per_s or card or (1.0,)) <= 0:
-        exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
+    if not all(0 < each < math.inf for each in tokens_per_s or card or ()):
+        exit_with_error("--tokens-per-s and --card are finite numbers above 0", 2)
     try:
         refuse_idle(**locals())
         given = [Devices.parse(text) for text in devices or ()]
         refuse_no_run(measured_in)
         several = read_all(config, overrides or ())
+        refuse_long(several[0], prompt_tokens, completion_tokens)
         print_loading("torch and transformers")
         if len(several) > 1:
             show_together(several, given)
             return
         settings, gpus = on_cards(several[0], given)
         speed = speed_of(settings, measured_in, from_devices, tokens_per_s, card, mfu)
-        completion_tokens = completion_tokens or getattr(speed, "completion_tokens", None)
         made, on_devices = plan(settings, gpus, speed, prompt_tokens, completion_tokens)
         show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
@@ -151,6 +152,18 @@ def speed_of(
     return None if card is None else DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
 
 
+def refuse_long(config: Config, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+    """Raise `ConfigError` for a mean length above the longest that the run allows."""
+    for option, mean, key, longest in (
+        ("--prompt-tokens", prompt_tokens, "data.max_prompt_tokens", config.data.max_prompt_tokens),
+        ("--completion-tokens", completion_tokens, "sampling.max_tokens", config.sampling.max_tokens),
+    ):
+        if mean is not None and mean > longest:
+            raise ConfigError(
+                f"{option} is {mean}, a mean above the longest, {key} {longest}: lower it, or raise {key}"
+            )
+
+
 def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
     """The configurations, after checking that what they need from the hub is available and that no model's tokenizer is
     known to be unusable."""
@@ -204,7 +217,7 @@ def plan(
         load_meta_model(config.model),
         device_type="cuda" if gpus else "cpu",
         prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        completion_tokens=completion_tokens or getattr(speed, "completion_tokens", None),
     )
     return made, [on_gpus(made, each, speed) for each in gpus] or [on_this_cpu(made, speed)]
 

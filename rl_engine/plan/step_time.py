@@ -49,7 +49,7 @@ class Throughput:
     other_s: float = 0.0
     source: str
     completion_tokens: int | None = None
-    """Mean completion length in the same measurement."""
+    """Mean completion length in the same measurement, as far as the plan's run allows it."""
 
     def predict(self, work: Workload, devices: Devices) -> StepTime:
         tokens = work.episodes * work.completion_tokens
@@ -97,7 +97,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
         learning=tokens / learn_s / devices,
         other_s=grade_s + sync_s,
         source=f"measured in {run}, {len(steps)} steps on {devices} device{'s' * (devices > 1)}",
-        completion_tokens=max(1, round(length)),
+        completion_tokens=min(max(1, round(length)), config.sampling.max_tokens),
     )
 
 
@@ -133,7 +133,7 @@ class GpuSampler:
         """Number of sequences, prompt and completion, that fit the cache at once."""
         size = DTYPES[config.model.precision].itemsize
         one = widths.sequence_bytes(work.prompt_tokens + work.completion_tokens, size)
-        return min(config.rollout.max_num_seqs, int(self.kv_cache * self.cards * GIB / one))
+        return int(min(config.rollout.max_num_seqs, self.kv_cache * self.cards * GIB / one))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

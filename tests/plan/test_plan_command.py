@@ -81,6 +81,7 @@ def test_a_sampler_on_several_cards_divides_what_it_holds(meta_model: nn.Module)
     assert (fit.sampler.weights, fit.sampler.kv_cache) == pytest.approx((made.total / GIB, 10.8 - made.total / GIB))
     assert fit.concurrent_sequences == int(2 * fit.sampler.kv_cache * GIB / (9216 * 147_456)) == 5
     assert not any("KV cache" in why for why in fit.refusals)
+    assert on_gpus(made, Devices(count=1, gib=1e300), None).concurrent_sequences == 512
     # Two cards read and compute twice as fast as one that is twice as large.
     whole = planned(meta_model, "rollout.placement=ray")
     both = [on_gpus(plan, Devices(count=1, gib=gib), card).time for plan, gib in ((made, 40.0), (whole, 80.0))]
@@ -132,6 +133,7 @@ def test_a_run_of_ones_own_measures_the_speed(finished: Path, make_config: Any) 
     assert speed.sampling == pytest.approx(2 * 10240 / 6 / 2)
     assert speed.learning == pytest.approx(10240 / 2 / 2)
     assert (speed.other_s, speed.completion_tokens) == (0.75, 20)
+    assert measured(finished, make_config("sampling.max_tokens=9"), 2).completion_tokens == 9
 
 
 def test_the_same_run_again_is_predicted_to_take_as_long(finished: Path, make_config: Any) -> None:
@@ -191,6 +193,10 @@ def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> No
     [
         (("--tokens-per-s", "1", "2", "--card", "1", "2"), "give one of"),
         (("--tokens-per-s", "1", "0"), "above 0"),
+        (("--tokens-per-s", "nan", "1"), "above 0"),
+        (("--card", "989", "inf", "--devices", "1x80"), "above 0"),
+        (("--completion-tokens", "73"), "--completion-tokens is 73, a mean above the longest, sampling.max_tokens 72"),
+        (("--prompt-tokens", "999"), "--prompt-tokens is 999, a mean above the longest, data.max_prompt_tokens"),
         (("--devices", "80"), "COUNTxGIB"),
         (("lora.rnak=2",), "did you mean lora.rank"),
         (("model.name=./absent",), "not a model directory"),

@@ -272,3 +272,17 @@ def test_a_run_goes_on_where_nobody_hears_it(output: str, tmp_path: Path) -> Non
     os.close(descriptor)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "done").exists()
+
+
+def test_a_terminal_may_be_closed_during_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a run is some phase, with a status that rich draws: the run then ended in `Input/output error`."""
+    read, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        console = RunConsole(quiet=False, steps=3)
+        assert console.console.is_terminal
+        with console.phase("sampling"):
+            os.close(read)
+            console.note("stopped as asked")
+        assert Path(f"/proc/self/fd/{terminal.fileno()}").readlink() == Path(os.devnull)
