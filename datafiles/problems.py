@@ -46,6 +46,8 @@ NO_INPUT = frozenset({"<noinput>", "n/a", "none", "nan"})
 UNASKED_INPUT = "its input is in a column that instruction does not repeat: join the two"
 LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
 WORD = re.compile(r"\w+")
+# After a word, a hyphen is no sign and a full stop no decimal point: `level-3`, `Lv.5`.
+NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d+(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,7 @@ def _likeliest(role: str, there: Sequence[str]) -> str:
 
 
 def number_in(level: str) -> float | None:
-    """The first number in a level: 5 for `Level 5`, 0.25 for a pass rate of 0.25."""
-    found = re.search(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", level)
-    return float(found[0]) if found else None
+    """The first number in a level: 5 for `Level 5` and `level-5`, 0.25 for a pass rate of 0.25 or .25. None if there is
+    none, or if a comma in it makes it two: 0,25 is a quarter, but 1,500 need not be one and a half."""
+    found = NUMBER.search(level)
+    return float(found[0]) if found and not re.match(r",\d", level[found.end() :]) else None

@@ -209,7 +209,8 @@ def within_level(
             continue
         level = number_in(problem.level)
         if level is None:
-            dropped.drop("its level (data.columns.level) has no number, and data.level is given", problem.id)
+            reason = "its level (data.columns.level) has no number, or one with a comma, and data.level is given"
+            dropped.drop(reason, problem.id)
         elif not bounds[0] <= level <= bounds[1]:
             dropped.drop(f"level outside data.level ({bounds[0]:g} to {bounds[1]:g})", problem.id)
         else:

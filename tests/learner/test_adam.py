@@ -35,6 +35,15 @@ def test_a_cpu_run_does_not_use_the_fused_kernel(device_type: str, offloaded: bo
     assert optimizer.param_groups[0]["fused"] is fused
 
 
+def test_adam_is_the_one_that_was_configured() -> None:
+    config = OptimConfig(lr=1e-3, betas=(0.8, 0.95), eps=1e-5, weight_decay=0.1)
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = adam(zip((1.0, 4.0), ([one] for one in weights), strict=True), config, "cpu").param_groups
+    assert [group["lr"] for group in groups] == [1e-3, 4e-3]
+    for group in groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-5, 0.1)
+
+
 def test_a_rank_gets_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

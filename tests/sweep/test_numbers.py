@@ -104,7 +104,7 @@ def test_what_is_beyond_the_axis_widens_the_interval() -> None:
     assert estimate(values[:-5]).interval == (1.0, math.inf)
     assert estimate(np.array([2.0, 2.0, 2.0])).interval == (2.0, 2.0)
     # The first value is no draw: a fortieth of 1, 2, … 1000 is left out at either end.
-    assert estimate(np.arange(1001.0)).interval == (25.0, 975.0)
+    assert estimate(np.arange(1001).astype(np.float64)).interval == (25.0, 975.0)
 
 
 class Design(NamedTuple):

@@ -239,6 +239,25 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     assert not any(str(line.get_label()).startswith("before training") for line in lines)
 
 
+def test_figures_draw_means_with_all_seeds_and_their_interval(tmp_path: Path) -> None:
+    """Seeds add 0, 0.01 and 0.05 to what an arm scores at each rate, so a mean is 0.02 above the lowest of them."""
+    grid = {"train.problems_per_step": [8, 32], "optim.lr": [1e-4, 1e-3, 1e-2]}
+    config = sweep_of(grid=grid, seeds=[0, 1, 2], output_dir=str(tmp_path))
+    offsets = (0.0, 0.01, 0.05)
+    found = made_up(config, lambda arm, rate, seed: 0.8 - 0.1 * abs(math.log10(rate) + 3) + offsets[seed])
+    analysis = analyse(config, found)
+    axes = score_over_axis(config, found, analysis).axes[0]
+    assert np.asarray(axes.get_lines()[0].get_ydata()).tolist() == pytest.approx([0.72, 0.82, 0.72])
+    band: Any = axes.collections[0].get_paths()[0].vertices
+    assert {round(float(y), 6) for _, y in band} == {0.7, 0.75, 0.8, 0.85}
+    assert axes.yaxis.get_major_formatter()(0.25) == "25"
+    (curves,) = learning_curves(config, found, analysis).axes
+    assert np.asarray(curves.get_lines()[0].get_ydata()).tolist() == pytest.approx([0.5, 0.6, 0.82])
+    drawn: Any = best_over(config, analysis, "train.problems_per_step").axes[0].containers[0]
+    bars = [[y for _, y in segment] for segment in drawn[2][0].get_segments()]
+    assert bars == [pytest.approx(report.best.score.interval) for report in analysis.arms if report.best]
+
+
 def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -> None:
     config = paper_sweep(tmp_path, seeds=[0, 1], confirm_seeds=[], grid={"optim.lr": [1e-3, 3e-3]})
     found = made_up(config, lambda arm, rate, seed: None if rate == 3e-3 else 0.7 + seed / 10)

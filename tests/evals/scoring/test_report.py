@@ -89,7 +89,8 @@ def test_a_report_on_the_base_says_how_it_was_sampled(tmp_path: Path, grader: Gr
     assert json.loads(named.write(tmp_path / "new" / "evals").read_text())["adapter"] == "mine"
     two_of_three = outcome("a", *[sample("1", Verdict.CORRECT)] * 2, sample("2"))
     metrics = report_on(SUITES["aime2024"], [two_of_three], sampling, grader, None).metrics()
-    assert (metrics["eval/aime2024/avg"], metrics["eval/aime2024/maj_at_3"]) == (pytest.approx(2 / 3), 1.0)
+    assert metrics["eval/aime2024/avg"] == pytest.approx(2 / 3)
+    assert metrics["eval/aime2024/maj_at_3"] == 1
 
 
 def test_completions_of_another_version_cannot_measure_this_one(grader: Grader) -> None:

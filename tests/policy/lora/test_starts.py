@@ -85,6 +85,10 @@ def test_svd_starts_match_pefts_and_keep_the_base(make_config: ConfigMaker, rank
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
         start = layer.scaling["default"] * layer.get_buffer("start_b") @ layer.get_buffer("start_a")
         torch.testing.assert_close(start, (u[:, :2] * s[:2]) @ vh[:2], atol=2e-4, rtol=0)
+        # What is served takes the start away again.
+        served_a, served_b = layer.served(*layer.learned())
+        assert served_a.shape[0] == served_b.shape[1] == 4
+        torch.testing.assert_close(served_b @ served_a, torch.zeros_like(weight), atol=1e-6, rtol=0)
 
 
 def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ranks) -> None:

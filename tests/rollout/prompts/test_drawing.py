@@ -77,10 +77,12 @@ def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
         assert len(again) == len(set(again))
         assert {item for item in again if item >= 500} == set(range(500, 1000))
         assert 65 <= sum(item < 500 for item in again) <= 140  # four standard deviations around 100
+    # Each epoch draws others of them: about 0.488 of all come again in at least one of three.
+    assert 200 <= len({item for again in passes[1:] for item in again if item < 500}) <= 290
     assert len(cursor._epochs) <= 2
 
 
-def drawn(cursor: Cursor[int], until: int, ahead: int) -> list[int]:
+def drawn(cursor: Cursor[int] | Mixed[int], until: int, ahead: int) -> list[int]:
     """What a run draws up to a position, and whether it learns from each item, `ahead` draws later: multiples of 3
     teach something."""
     found: dict[int, int] = {}
@@ -91,13 +93,20 @@ def drawn(cursor: Cursor[int], until: int, ahead: int) -> list[int]:
     return [*found.values()]
 
 
+def mix(replay: float) -> Mixed[int]:
+    return Mixed(
+        [Cursor(list(range(7)), "2/0", replay=replay), Cursor(list(range(70, 75)), "2/1", replay=replay)], [3, 1]
+    )
+
+
 @pytest.mark.parametrize("ahead", [0, 5])
 @pytest.mark.parametrize("replay", [0.3, 1.0])
-def test_a_cursor_resumes_where_it_had_learned(replay: float, ahead: int) -> None:
+@pytest.mark.parametrize("kind", ["alone", "mix"])
+def test_a_cursor_resumes_where_it_had_learned(kind: str, replay: float, ahead: int) -> None:
     """What had been drawn ahead is drawn again, also where an epoch ended or had begun on the way."""
 
-    def made() -> Cursor[int]:
-        return Cursor(list(range(7)), seed=2, replay=replay)
+    def made() -> Cursor[int] | Mixed[int]:
+        return mix(replay) if kind == "mix" else Cursor(list(range(7)), seed=2, replay=replay)
 
     whole = drawn(made(), 60, ahead)
     for done in range(60 - ahead):
@@ -106,6 +115,15 @@ def test_a_cursor_resumes_where_it_had_learned(replay: float, ahead: int) -> Non
         resumed.restore(done, json.loads(json.dumps(begun.state(done))))
         assert resumed.position == done
         assert drawn(resumed, 60, ahead) == whole[done:]
+
+
+def test_a_mix_learns_of_the_item_that_was_drawn() -> None:
+    """After one epoch of either source, at a replay of almost nothing, only what taught something comes again: 0, 3 and
+    6 of one, 72 of the other."""
+    whole = drawn(mix(1e-9), 60, 0)
+    small, large = [item for item in whole if item < 70], [item for item in whole if item >= 70]
+    assert (sorted(small[:7]), sorted(large[:5])) == ([*range(7)], [*range(70, 75)])
+    assert (set(small[7:]), set(large[5:])) == ({0, 3, 6}, {72})
 
 
 def test_where_nothing_taught_anything_all_are_drawn_again() -> None:
@@ -127,6 +145,8 @@ def test_a_mix_keeps_its_weights_and_resumes_anywhere() -> None:
         assert abs(share - 0.75 * count) <= 1
     assert sorted(item for item in taken if item[0] == "a")[:30] == ["a0"] * 30
     assert sorted(item for item in taken if item[0] == "b") == sorted(f"b{i}" for i in range(50))
+    again = made()
+    assert [again._counts(position) for position in (8, 4, 8)] == [[6, 2], [3, 1], [6, 2]]  # also backwards
     for position in (0, 1, 7, 123):
         resumed = made()
         resumed.restore(position, {})

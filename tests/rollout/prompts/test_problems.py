@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datafiles.problems import number_in
 from rewards import Grader, RewardConfig, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
@@ -169,12 +170,13 @@ def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
 
 
 def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> None:
-    rows = [{"problem": f"{n}", "answer": "1", "level": level} for n, level in enumerate(("Level 2", 5, "?", 2.5))]
+    levels = ("Level 2", 5, "?", 2.5, "3,5")
+    rows = [{"problem": f"{n}", "answer": "1", "level": level} for n, level in enumerate(levels)]
     loaded = load(source="jsonl", path=write_jsonl(tmp_path / "r.jsonl", rows), level=(2, 2.5))
     assert [p.text for p in loaded.problems] == ["0", "3"]
     assert loaded.dropped.counts == {
         "level outside data.level (2 to 2.5)": 1,
-        "its level (data.columns.level) has no number, and data.level is given": 1,
+        "its level (data.columns.level) has no number, or one with a comma, and data.level is given": 2,
     }
     rates = [{"problem": f"{n}", "answer": "1", "rate": n / 4} for n in range(5)]
     path = write_jsonl(tmp_path / "rates.jsonl", rates)
@@ -182,6 +184,33 @@ def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> Non
     assert len(load(source="jsonl", path=path, level=(0.2, 0.8), columns=columns, limit=2).problems) == 2
     with pytest.raises(ValueError, match="the smaller bound comes first"):
         DataConfig(source="jsonl", level=(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [
+        ("Level 5", 5),
+        ("0.25", 0.25),
+        # As some databases and statistics programs write fractions.
+        (".25", 0.25),
+        ("-.5", -0.5),
+        ("1e-3", 0.001),
+        ("-2", -2),
+        # A hyphen or a full stop after a word is no sign and no point.
+        ("level-3", 3),
+        ("Lv.5", 5),
+        ("5-6", 5),
+        ("L3", 3),
+        ("Level 4.", 4),
+        # A quarter in a table saved in German, and 1500 or 1.5: neither 0 nor 1.
+        ("0,25", None),
+        ("1,500", None),
+        ("3, but easy", 3),
+        ("hard", None),
+    ],
+)
+def test_the_number_in_a_level_is_the_one_that_is_written(level: str, number: float | None) -> None:
+    assert number_in(level) == number
 
 
 def test_a_hub_set_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
