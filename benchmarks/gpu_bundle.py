@@ -7,7 +7,7 @@
 
 The archive contains PACKED, at the versions of `requirements/cuda.txt`. GIVEN is what such a machine has besides
 Python, in its own versions, which the first stage of `benchmarks.gpu_contact` reports. LEFT_OUT is never imported on
-the training path (`tests/benchmarks/test_gpu_bundle.py` checks that). Most of the archive is vLLM's wheel. The parts
+the training path (`tests/doctor/test_doctor.py` checks that). Most of the archive is vLLM's wheel. The parts
 for other models, other cards and other languages are dropped, and in the remaining compiled files the code for other
 cards is zeroed: sizes and offsets stay the same, and zeros compress to nothing. DeepSpeed has no wheel, so its
 installed files, which are pure Python, are copied.

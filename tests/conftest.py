@@ -102,7 +102,8 @@ def warm_graders(monkeypatch: pytest.MonkeyPatch) -> None:
 def grader() -> Iterator[Grader]:
     from rewards import Grader
 
-    with Grader(workers=2, timeout_s=5.0) as grader:
+    # No test waits for the limit, and a busy machine may take seconds over a limit or an integral.
+    with Grader(workers=2, timeout_s=60.0) as grader:
         yield grader
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -109,25 +106,3 @@ def test_what_a_hopper_card_runs_is_not_dropped() -> None:
     stays = ["vllm/_C_stable_libtorch.abi3.so", "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "vllm/lora/request.py"]
     goes = ["vllm/_moe_C.abi3.so", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", "vllm/benchmarks/serve.py"]
     assert [name for name in (*stays, *goes) if DROPPED.search(name)] == goes
-
-
-def test_a_run_imports_nothing_that_the_machine_would_lack(tmp_path: Path) -> None:
-    """Load everything up to the first weights, and the modules of the engine and the doctor, in a process that cannot
-    find ray, trl, datasets or anything else that is neither packed nor already on the machine."""
-    code = (
-        "import rl_engine.doctor.selftest, rl_engine.train.assemble, rl_engine.report.page, rollout.vllm.engine\n"
-        "import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.step\n"
-        "import importlib.util\n"
-        f"assert not any(importlib.util.find_spec(name) for name in {sorted(LEFT_OUT)})\n"
-        "from rl_engine.train.__main__ import app\n"
-        f"app(['--config', 'quickstart.yaml', '--dry-run', 'output_dir={tmp_path / 'run'}'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests/only_the_bundle")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

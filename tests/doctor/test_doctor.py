@@ -16,6 +16,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from benchmarks.gpu_bundle import LEFT_OUT
 from rl_engine.config import Config, load_config
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
@@ -44,17 +45,29 @@ ON_DEVICE = {
 CHECKS = list(dict.fromkeys([FITS, *CHECK_OF.values(), FIRST, GAP_BEFORE, SECOND, RESUMED]))
 
 
-def doctor(directory: Path, *arguments: str) -> tuple[int, str]:
+# The doctor, on a machine with nothing else than `benchmarks.gpu_bundle` takes there; and what else runs there.
+ON_A_BARE_MACHINE = f"""
+import importlib.util, runpy
+import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.step
+import rl_engine.report.page, rl_engine.train.__main__, rl_engine.train.dry_run
+
+assert not any(importlib.util.find_spec(name) for name in {sorted(LEFT_OUT)})
+runpy.run_module("rl_engine.doctor", run_name="__main__", alter_sys=True)
+"""
+
+
+def doctor(directory: Path, *arguments: str, start: tuple[str, ...] = ("-m", "rl_engine.doctor")) -> tuple[int, str]:
+    place = "only_the_bundle" if ON_A_BARE_MACHINE in start else "no_network"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "no_network"))),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / place))),
         "NETWORK_ATTEMPTS": str(directory / "network-attempts"),
         "TMPDIR": str(directory),
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-m", "rl_engine.doctor", *arguments],
+        [sys.executable, *start, *arguments],
         cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
@@ -65,8 +78,10 @@ def doctor(directory: Path, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.engine
-def test_all_checks_pass_here(tmp_path: Path) -> None:
-    code, output = doctor(tmp_path, "rollout.kv_cache_gib=0.25")
+def test_all_checks_pass_with_what_a_bare_machine_has(tmp_path: Path) -> None:
+    """Neither the doctor nor training imports ray, trl, datasets or anything else that is not packed for such a machine
+    and not there already."""
+    code, output = doctor(tmp_path, "rollout.kv_cache_gib=0.25", start=("-c", ON_A_BARE_MACHINE))
     assert code == 0, output
     lines = [line for line in output.splitlines() if line.startswith("ok ")]
     assert len(lines) == len(CHECKS) == 11

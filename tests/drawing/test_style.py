@@ -109,8 +109,7 @@ def test_the_figures_of_the_recorded_sweeps_are_read(summary: Path) -> None:
             assert_reads_in_a_paper(figure)
 
 
-@pytest.mark.parametrize("runs", [1, 3])
-@pytest.mark.parametrize("steps", [1, 2, 25, 1000])
+@pytest.mark.parametrize(("runs", "steps"), [(1, 1), (3, 2), (3, 25), (1, 1000)])
 def test_the_curves_of_runs_are_read(runs: int, steps: int) -> None:
     keys = every_key() | {series.key for chart in charts_of(every_key()) for series in chart.series} | {"time/step_s"}
     lines = [{"step": step, **dict.fromkeys(keys, 0.3 + step / 2000)} for step in range(steps)]

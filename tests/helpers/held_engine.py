@@ -84,7 +84,9 @@ def prepare() -> None:
     import rollout.vllm.engine
     from rl_engine.learner.learner import Learner
     from rl_engine.sampling.queue import StreamingQueue
+    from tests.helpers.undrawn import draw_nothing
 
+    draw_nothing()
     place = Path(os.environ["HELD_PLACE"])
     (place / f"{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
     if os.environ.get("HELD_IN") == "workers":

@@ -1,4 +1,4 @@
-"""A program: takes three learner steps for each of the given settings, and rank 0 saves the weights.
+"""A program: takes two learner steps for each of the given settings, and rank 0 saves the weights.
 
 steps_of_learners.py OUTPUT_DIR RANKS NAME 'key.sub=value key.sub=value' …, with `--` before the next number of ranks.
 Ranks are forks of this process, which loads the libraries once, and have variables as torchrun gives them to its own,
@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - every rank would load torch's compiler for it
 import torch
 from safetensors.torch import save_file
 
@@ -74,7 +75,8 @@ def learn(output: Path, named_settings: list[str], launched: dict[str, str]) -> 
         given = load_config("quickstart.yaml", ["learner.tokens_per_microbatch=60", *settings.split()])
         config = settle_precision(given, ranks.device.type)
         learner = Learner(config, ranks, pad_id=0)
-        for _ in range(3):
+        # The second is taken with Adam's state of the first.
+        for _ in range(2):
             twice = config.learner.updates_per_step == 2
             learner.step([samples()[:6], samples()[6:]] if twice else [samples()], LOOSE)
         weights = learner.weights()

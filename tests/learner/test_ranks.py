@@ -1,4 +1,4 @@
-"""One rank or two, every ZeRO stage, an adapter or the full model: the same weights after three steps."""
+"""One rank or two, every ZeRO stage, an adapter or the full model: the same weights after two steps."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from rollout.stopping import StopRequest
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.concurrent_engine import StreamingAnswers
+from tests.helpers.undrawn import draw_nothing, no_curves, no_report
 
 pytestmark = pytest.mark.usefixtures("warm_graders")
 
@@ -74,6 +75,13 @@ def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     return run
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write neither curves nor a report."""
+    monkeypatch.setattr("rl_engine.train.loop.plot_run", no_curves)
+    monkeypatch.setattr("rl_engine.train.one_run.write_report", no_report)
+
+
 def config_of(directory: Path, *settings: str) -> Config:
     return load_config("quickstart.yaml", [*SETTINGS, *settings, f"output_dir={directory}"])
 
@@ -107,6 +115,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl_engine.learner.learner.objective", made)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_the_same_beside_any_others(
     train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
 ) -> None:
@@ -132,6 +141,7 @@ def test_a_run_is_the_same_beside_any_others(
     assert begun != begun[:5] * (len(begun) // 5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_fails_says_so_and_who_waits_takes_its_place(
     train: Callable[..., int],
     engines: list[StreamingAnswers],
@@ -149,6 +159,7 @@ def test_what_fails_says_so_and_who_waits_takes_its_place(
     assert kept(tmp_path / "places" / "one") == kept(tmp_path / "places" / "three")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sampler_left_asleep_is_woken_for_the_next_run(
     train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
 ) -> None:
@@ -158,6 +169,7 @@ def test_a_sampler_left_asleep_is_woken_for_the_next_run(
     assert not engines[-1].asleep
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_wrong_configuration_stops_all_before_loading(
     train: Callable[..., int], engines: list[StreamingAnswers], ranks: Ranks, tmp_path: Path
 ) -> None:
@@ -172,6 +184,7 @@ def test_a_wrong_configuration_stops_all_before_loading(
     assert not (tmp_path / "wrong" / "two").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_are_stopped_save_and_go_on(
     train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +209,7 @@ def test_runs_that_are_stopped_save_and_go_on(
 
 def killed_while_it_samples() -> None:
     """Called in the fork that becomes the command. When the process is killed, one run is a step ahead of the other."""
+    draw_nothing()
 
     def start(configs: list[Config], *_: object) -> StreamingAnswers:
         return StreamingAnswers(EngineSettings(model="", dtype="float32", max_model_len=128, lora_rank=1))
@@ -225,6 +239,7 @@ def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> Non
     assert kept(tmp_path / "runs" / "quickstart") == kept(tmp_path / "runs" / "like")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sampler_that_breaks_ends_all_with_what_they_have(
     train: Callable[..., int],
     engines: list[StreamingAnswers],

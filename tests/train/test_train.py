@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked, forked_commands
+from tests.helpers.ports import meeting_place
 from tests.helpers.precision import assert_same_adam_steps
 
 ROOT = Path(__file__).parents[2]
@@ -91,14 +93,10 @@ STEP_METRICS = {
 
 
 SECRETS = {"HF_TOKEN": "hf_do_not_write_this", "WANDB_API_KEY": "wandb-do-not-write-this"}
-PYTHON = (sys.executable,)
-TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) -> subprocess.Popen[str]:
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command in a separate process that cannot reach the network."""
-    if launcher is TWO_RANKS and torch.cuda.device_count() == 1:
-        pytest.skip("two ranks take two cards")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "no_network"))),
@@ -107,15 +105,10 @@ def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) 
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
-    command = [*launcher, "-m", "rl_engine.train", "--config", "quickstart.yaml", *arguments]
+    command = [sys.executable, "-m", "rl_engine.train", "--config", "quickstart.yaml", *arguments]
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate()
-    return output
 
 
 def run(directory: Path, *arguments: str) -> tuple[int, str]:
@@ -127,7 +120,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of four steps."""
     directory = tmp_path_factory.mktemp("whole")
     process = start(directory, *OVERRIDES)
-    output = finish(process)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     (directory / "output.txt").write_text(output)
     return directory
@@ -280,9 +273,17 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted
 
 
 def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *OVERRIDES, "learner.zero_stage=1", launcher=TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two ranks take two cards")
+    place = meeting_place(2)
+
+    def rank(number: int) -> tuple[int, str]:
+        launcher = {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": "2", **place}
+        return forked.train(tmp_path, *OVERRIDES, "learner.zero_stage=1", environment=launcher)
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(rank, (0, 1)))
+    assert [code for code, _ in ended] == [0, 0], ended
     two = tmp_path / "runs" / "quickstart"
     for path in sorted(run_dir.glob("adapters/v*/adapter_model.safetensors")):
         assert_same_adam_steps(load_file(two / path.relative_to(run_dir)), load_file(path), 1e-3)

@@ -152,11 +152,9 @@ def test_a_killed_fork_server_is_started_again() -> None:
         (r"\lim_{x \to 0} \frac{\sin x}{x}", "1", "correct"),
     ],
 )
-def test_a_confined_worker_needs_no_further_module(
-    pool_grader: Grader, reference: str, answer: str, verdict: str
-) -> None:
+def test_a_confined_worker_needs_no_further_module(grader: Grader, reference: str, answer: str, verdict: str) -> None:
     """SymPy imports numpy and more on first use, which a worker without access to the environment cannot."""
-    (result,) = pool_grader.grade([(f"\\boxed{{{answer}}}", reference)])
+    (result,) = grader.grade([(f"\\boxed{{{answer}}}", reference)])
     assert result.verdict == verdict, result.detail
 
 
