@@ -44,6 +44,8 @@ _ANNOUNCED_IN_TEXT = re.compile(rf"\\text(?:bf|rm|it)?\s*\{{\s*({_ANSWER}(?:{_CO
 _EMPHASIS = tuple(
     re.compile(rf"(?<![\w)]){mark}(?=\S)(.+?)(?<=\S){mark}(?![\w(])") for mark in (r"\*\*", "__", r"\*", "_", "`")
 )
+_HOPE = re.compile(r"(?<=\.)\s*I hope (?:it|this|that) is correct\.?$", re.I)
+"""Ends the answers of few-shot prompts after Minerva's."""
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
 _LONE_VALUE = re.compile(r"(?![-+] |\d+[.)] |\[\^?\d+\])(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
 """And no item of a list, which tells a part of the answer, and no number of a source, as in [1]."""
@@ -266,7 +268,7 @@ def _lone_value(text: str) -> str:
 
 
 def _line_answer(answer: str, goes_on: bool) -> Extracted | Refused:
-    answer = answer.strip().strip("*").rstrip(".").strip()
+    answer = _HOPE.sub("", answer.strip()).strip("*").rstrip(".").strip()
     return Refused("another_turn_follows", answer) if goes_on else Extracted(answer)
 
 

@@ -57,7 +57,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\A-Za-z])e\^\{e\}", r"e^{1 \\cdot e}"),
         (r"\\(max|min|gcd)\s*\\\{(.*?)\\\}", r"\\\1(\2)"),
         (r"(\d)\s*\\div\s*", r"\1 / "),
-        (r"\\%", ""),
+        (r"(?<=[\d)}])\s*\\%", r" \\cdot \\frac{1}{100} "),
         (r"(?<![_^A-Za-z\\\d.{])(\d+)\s*\(", r"\1 \\cdot ("),
         (r"(?<=[)\]])\s*(?=[\d(\\])(?!\\(?:cdot|times|div|le|ge|ne|in|cup|cap|pm|mp|to|right))", r" \\cdot "),
     )

@@ -69,6 +69,8 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
     match = _UNIT_TAIL.fullmatch(text)
     if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
+    if match.group("unit") == r"\%" in match.group("value"):
+        return None  # 50% + 10%: the sign is part of each term
     unit = match.group("unit")
     if _FACTOR.match(unit):
         return (match.group("value"), None) if "\\text" in unit else None
