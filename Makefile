@@ -37,10 +37,10 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
-# One thread per worker: on two cores that is twice as fast as two threads. Three workers, because they often wait for
-# processes that they started; one worker on a card, where the engines of several would not fit.
+# Three workers of one thread each (tests/conftest.py), because they often wait for processes that they started; one
+# worker on a card, where the engines of several would not fit.
 unit: .venv/compiled
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
+	$(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep resumes where it stopped.
 CLAIMS := batch_rank starts batch second_task second_task_rl rates layers numbers capacity layers_sft

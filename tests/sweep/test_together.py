@@ -40,6 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over the scripted command, with two arms that can share a process, at three rates."""
     monkeypatch.setitem(COMMANDS, "fake", FAKE)
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (tmp_path / "base.yaml").write_text("train: {steps: 4, problems_per_step: 1}")
     (tmp_path / "sweep.yaml").write_text(
         f"""
