@@ -139,6 +139,13 @@ def _one_factor(directory: Path) -> None:
     save_file(tensors, file)
 
 
+def _narrower(directory: Path) -> None:
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = max(name for name in tensors if "lora_B" in name)
+    save_file({**tensors, name: tensors[name][:, :1].contiguous()}, file)
+
+
 MORE: dict[str, tuple[dict[str, Any], Callable[[Path], Any] | None, str]] = {
     "DoRA": ({"use_dora": True}, None, "(use_dora=True)"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, None, "(modules_to_save=['lm_head'])"),
@@ -156,6 +163,7 @@ MORE: dict[str, tuple[dict[str, Any], Callable[[Path], Any] | None, str]] = {
     "half a file": ({}, _halved, "adapter_model.safetensors is damaged"),
     "one factor": ({}, _one_factor, "has only one of the factors A and B"),
     "another rank": ({}, lambda path: change(path, r=8), "has factors of rank 2 and 2, and adapter_config.json says 8"),
+    "unequal ranks": ({}, _narrower, "has factors of rank 2 and 1, and adapter_config.json says 2"),
     "no finite number": ({}, lambda path: change(path, lora_alpha=float("nan")), "lora_alpha is nan"),
     "no pattern": (
         {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,3 +201,13 @@ def test_few_tokens_condemn_no_engine_and_another_adapter_does(gaps: list[float]
         return
     with pytest.raises(ScoringGapError, match=f"over {len(gaps)} tokens by .* that chance may add"):
         check_scoring(engine, asked, sampling, None, "bfloat16", seed=0)
+
+
+def test_the_base_is_scored_as_the_adapter_is() -> None:
+    """Not as it was sampled: what sampling rounds differently would be taken for divergence."""
+    engine: Any = Scripted([0.5, -0.25])
+    asked = [Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(1,))]
+    samples = sample_base(engine, asked, SamplingConfig(n=1), seed=0)
+    assert [row.tolist() for row in samples.logprobs_PT] == [[-1.5, -0.75]]
+    adapter = AdapterRef(name="a", version=0, path=Path(), sha256="", rank=1)
+    assert divergence(engine, samples, adapter).kl == 0

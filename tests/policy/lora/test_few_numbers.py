@@ -139,5 +139,9 @@ def test_redundant_numbers_are_refused() -> None:
     found = coverage_of(model, LoraConfig(init="tiny", rank=6, numbers=1000))
     plain = coverage_of(model, LoraConfig(rank=6))
     assert (found.trainable, found.published) == (1000, plain.trainable)
+    # A, B and, for each of the 28 layers, a thousand projections of 6 × 6; with an SVD start, the start beside A and B.
+    assert found.fixed == plain.trainable + 1000 * 28 * 36
+    svd = coverage_of(model, LoraConfig(rank=6, init="pissa"))
+    assert (svd.trainable, svd.published, svd.fixed) == (plain.trainable, 2 * plain.trainable, plain.trainable)
     with pytest.raises(ValueError, match=r"lora\.rank is 193 at .*q_proj, and .* finds 192 .*: give 192 or less"):
         coverage_of(model, LoraConfig(init="tiny", rank=193))
