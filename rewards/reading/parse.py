@@ -28,7 +28,10 @@ _MISREAD = tuple(
         (r"(?<![\w^])\d+\s*_", "a number with an index that is no base"),  # the parser drops the index
         (r"%", "a percent sign that belongs to no number"),  # the parser drops it
         (r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp)\s*_\{prime", "a function with a prime"),
-        (r"(?<![\\\w^{])(?!e)[A-Za-z]\d", "a letter before a number"),  # x2 is x^2 or x_2, and 2x to the parser
+        (
+            r"(?<![\\A-Za-z_^{])(?!(?<=\d)[eE])[A-Za-z]\d",
+            "a letter before a number",
+        ),  # x2 is x^2 or x_2, and 2x to the parser
         (r"\^\s*\{[^{}]*\}\s*\^", "a power of a power without brackets"),  # e^x^2 is e^(x^2) to its writer
         (r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]", "a greatest common divisor of unknowns"),  # coprime to sympy
     )

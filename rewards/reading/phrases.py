@@ -12,10 +12,7 @@ _FOLDED: dict[str, Node] = {
     for node, phrases in (
         (
             Domain("R"),
-            (
-                "all real numbers", "all reals", "all real", "real numbers", "the reals", "all real values",
-                "any real number", "every real number", "all real x", "set of all real numbers", "all real values of x",
-            ),
+            ("all reals", "all real", "reals", "all real x"),
         ),
         (Domain("Z"), ("all integers", "integers", "any integer", "set of all integers", "every integer")),
         (
@@ -38,6 +35,11 @@ _FOLDED: dict[str, Node] = {
     )
     for phrase in phrases
 }  # fmt: skip
+_NUMBERS = re.compile(
+    r"(?:(?:set of )?(?:all )?(?P<kind>real|complex|rational|natural) (?:numbers|values)(?: of [a-z])?"
+    r"|(?:any|every) (?P<one>real|complex|rational|natural) number)"
+)
+_LETTERS = {"real": "R", "complex": "C", "rational": "Q", "natural": "N"}
 _INTERVALS = {
     f"all {sign} {numbers}": interval
     for sign, interval in {
@@ -246,6 +248,8 @@ def phrase(text: str) -> Node | str | None:
     folded = fold(text)
     if re.match(r"-\S", _OPENED_TEXT.sub("", text).lstrip("{ ")):
         folded = f"minus {folded}"  # `fold` drops the sign; before a space it may mark an item of a list
+    if numbers := _NUMBERS.fullmatch(folded):
+        return Domain(_LETTERS[numbers["kind"] or numbers["one"]])
     found = _FOLDED.get(folded) or _spelled(folded) or _INTERVALS.get(folded)
     if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _spelled(folded[below.end() :])):
         return f"-{number}"

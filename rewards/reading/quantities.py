@@ -7,7 +7,7 @@ import re
 from rewards.reading import phrases
 from rewards.reading.numbers import Number, read_number
 from rewards.reading.shapes import Exact, Node, Quantity, Unusable
-from rewards.reading.units import FOREIGN_WORD, SCALES, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
 
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
@@ -24,6 +24,7 @@ _UNIT_TAIL = re.compile(
 )
 _SAID_AGAIN = re.compile(r"(?P<value>.*[\d}])\s*(?:\\text\s*\{\s*)?\(\s*(?P<words>[A-Za-z -]+)\)\s*\}?")
 """5 (five)"""
+_BEFORE_TEXT = re.compile(r"[A-Za-z]+(?=\s*\\text)")
 _GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 _CURRENCY_HEAD = re.compile(
     r"(?P<sign>[-+]?)\s*(?:(?:US|U\.S\.)?\s*(?P<currency>[＄€£¥₹])|(?P<code>USD|EUR|GBP|INR|Rs\.?|RMB|CNY)(?=\s*\.?\d)"
@@ -71,10 +72,15 @@ def number_and_unit(text: str) -> tuple[str, str | None] | None:
         return None
     if match.group("unit") == r"\%" in match.group("value"):
         return None  # 50% + 10%: the sign is part of each term
-    unit = match.group("unit")
+    value, unit = match.group("value"), match.group("unit")
+    letters = _BEFORE_TEXT.match(unit)
+    if (
+        letters and _looks_like_algebra(letters.group()) and not is_known(read_unit(letters.group()) or "")
+    ):  # 2ab \text{ cm}
+        return value + letters.group(), read_unit(unit[letters.end() :])
     if _FACTOR.match(unit):
-        return (match.group("value"), None) if "\\text" in unit else None
-    return match.group("value"), read_unit(unit)
+        return (value, None) if "\\text" in unit else None
+    return value, read_unit(unit)
 
 
 def counted(text: str) -> tuple[str, str] | None:

@@ -73,7 +73,7 @@ _COMMANDS = {
 """Commands with the same meaning as another spelling."""
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
-_STATED = r"(?:(?<=[\d})\]])|(?<=\\circ)|(?<=\\circ ))"
+_STATED = r"(?:(?<=[\d})\]])|(?<=\\circ)|(?<=\\pi))"
 _STATEMENT = r"[^,;=<>]*(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))"
 """Behind the end of one, an equation or an inequality: between them ∨ is "or"."""
 _GIVEN_AGAIN = r"((?:[^(){}]|\{[^{}]*\})*)"
@@ -123,7 +123,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\text\s*\{\s*(\d+) ([a-z]+)\s*\}(?=\s*\^)", r"\1\\text{ \2}"),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
         (r"\{\s*([,.:])\s*\}", r"\1"),
-        (r"(?:^|(?<=[-+=(,]))\s*\{\s*(\d+)\s*\}(?=\s*[\^_])", r"\1"),
+        (r"(?:^|(?<=[-+=(,]))\s*\{\s*(\d+(?:\.\d+)?)\s*\}(?=\s*[\^_])", r"\1"),
         (
             rf"\\text\s*\{{\s*\(\s*or(?:\s*\}}{_GIVEN_AGAIN}(?:\)|\\text\s*\{{\s*\)\s*\}})|\s{_GIVEN_AGAIN}\)\s*\}})"
             rf"|\(\s*or\s{_GIVEN_AGAIN}\)",
