@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch
+from evals.command import (
+    exit_explained,
+    exit_with_error,
+    lasting_console,
+    print_loading,
+    quiet_libraries,
+    settle_torch,
+)
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
@@ -148,7 +156,9 @@ def main(
             raise
         exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+        if isinstance(error, OSError) and begun(options):
+            exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
+        exit_explained(error)
 
 
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
@@ -162,6 +172,13 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
     suites = tuple(name for part in parts for name in part if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
+
+
+def begun(options: EvalOptions) -> bool:
+    """Whether there are finished problems that another call continues with."""
+    with contextlib.suppress(ValueError, OSError):
+        return PartialResults(options.output, {}).is_begun
+    return False
 
 
 def how_to_continue(options: EvalOptions) -> str:

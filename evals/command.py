@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, ClassVar, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -29,6 +30,12 @@ def exit_with_error(message: str, code: int) -> NoReturn:
     for a request to stop, and 1 otherwise."""
     print_error(message, code)
     raise typer.Exit(code)
+
+
+def exit_explained(error: ValueError | OSError) -> NoReturn:
+    """End the command with an error's message. The code is 2 for a value or a file that the user can correct, 1 for
+    what the system refuses, such as space on a disk."""
+    exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError | FileExistsError) else 1)
 
 
 @contextlib.contextmanager
@@ -68,7 +75,11 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
 
 class LastingOutput:
     """Standard output that discards everything once writing fails: hours of work do not end because their reader or
-    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too."""
+    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too; a command that
+    writes no files calls `check_heard`."""
+
+    failure: ClassVar[OSError | None] = None
+    """Why this process's output is discarded."""
 
     def write(self, text: str) -> int:
         with self._lasting():
@@ -86,8 +97,17 @@ class LastingOutput:
     def _lasting(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except OSError as error:
+            LastingOutput.failure = error
             redirect_to_null(sys.stdout)
+
+
+def check_heard() -> None:
+    """Raises `OSError` if what was printed did not arrive. For a command that only prints, such as a dry run:
+    a script would take its exit code 0 for a result. A reader that has gone, such as `head`, has what it wanted."""
+    error = LastingOutput.failure
+    if error is not None and error.errno != errno.EPIPE:
+        raise OSError(f"standard output cannot be written, and part of it is missing: {error.strerror}")
 
 
 def lasting_console(*, quiet: bool = False) -> Console:

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch, stoppable
+from evals.command import exit_explained, lasting_console, print_loading, quiet_libraries, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import MERGED
@@ -52,10 +52,8 @@ def main(
         check_base(trained, base_model)
         with stoppable(), exclusive(output):
             merge_into(trained, output)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(str(error), 1)
+    except (ValueError, OSError) as error:
+        exit_explained(error)
 
 
 def check_place(output: Path) -> None:

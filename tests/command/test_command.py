@@ -20,7 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error, print_loading, print_table
+from evals.command import (
+    LastingOutput,
+    check_heard,
+    exit_explained,
+    exit_with_error,
+    lasting_console,
+    print_loading,
+    print_table,
+)
 from rewards.command import Command, open_closed_streams, print_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
@@ -178,8 +186,11 @@ def test_an_out_of_memory_error_suggests_what_takes_less(make_config: Callable[.
         ]
 
 
-def test_a_run_that_lost_a_rank_is_advised_to_resume(make_config: Callable[..., Config]) -> None:
+def test_a_run_that_lost_a_rank_is_advised_to_resume(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """gloo's error is a plain RuntimeError: torch has no type for it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
     said = "[/pytorch/third_party/gloo/transport/tcp/pair.cc:537] Read error [::1]:14029: Connection reset by peer."
     with pytest.raises(RunFailedError) as failed, losses_explained(make_config(), lambda: "step 3: "):
         raise RuntimeError(f"{said} This is typically caused by a remote worker hanging or bugs in the application.")
@@ -268,6 +279,27 @@ def test_a_full_disk_behind_stderr_ends_no_command(monkeypatch: pytest.MonkeyPat
         print_error("no such file", 2)
         print_loading("torch")
         assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
+
+
+def test_a_command_that_only_prints_fails_if_nobody_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script would take a dry run into a full disk for one that found nothing wrong."""
+    monkeypatch.setattr(LastingOutput, "failure", None)
+    check_heard()
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        lasting_console().print("12 cells due")
+    with pytest.raises(OSError, match=r"^standard output cannot be written, .*: No space left on device$"):
+        check_heard()
+    LastingOutput.failure = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    check_heard()  # `| head` has what it wanted
+
+
+def test_what_the_system_refuses_is_no_error_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code in ((OSError(errno.ENOSPC, "full"), 1), (FileNotFoundError("none"), 2), (ValueError("k"), 2)):
+        with pytest.raises(typer.Exit) as left:
+            exit_explained(error)
+        assert left.value.exit_code == code
+    assert "full" in capsys.readouterr().err
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
