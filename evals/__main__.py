@@ -14,7 +14,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -156,9 +156,7 @@ def main(
             raise
         exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and begun(options):
-            exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
-        exit_explained(error)
+        exit_refused(error, options)
 
 
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
@@ -174,11 +172,12 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
     return EvalOptions(adapters=adapters, suites=suites, **rest)
 
 
-def begun(options: EvalOptions) -> bool:
-    """Whether there are finished problems that another call continues with."""
+def exit_refused(error: ValueError | OSError, options: EvalOptions) -> NoReturn:
+    """Exit with an error's message. After one of the system's, say how to continue if there are finished problems."""
     with contextlib.suppress(ValueError, OSError):
-        return PartialResults(options.output, {}).is_begun
-    return False
+        if isinstance(error, OSError) and PartialResults(options.output, {}).is_begun:
+            exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
+    exit_explained(error)
 
 
 def how_to_continue(options: EvalOptions) -> str:

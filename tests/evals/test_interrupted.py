@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -218,3 +219,18 @@ def test_an_evaluation_goes_on_where_nobody_hears_it(tmp_path: Path, monkeypatch
         app(command, standalone_mode=False)
         assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
     assert output.is_file()
+
+
+def test_a_full_disk_leaves_what_is_finished_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out.json")
+
+    output = tmp_path / "out.json"
+    output.with_suffix(".partial.jsonl").write_text('{"settings": {}}\n')
+    monkeypatch.setattr("evals.__main__.start", fails)
+    monkeypatch.setattr("evals.__main__.check", lambda _: None)
+    command = ["--model", "embedded", "--suite", "held_out", "--output", str(output)]
+    assert app(command, standalone_mode=False) == 1
+    assert capsys.readouterr().err.endswith("'out.json'\nRun the same command to continue.\n")
