@@ -10,20 +10,28 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch
+from evals.command import (
+    exit_explained,
+    exit_with_error,
+    lasting_console,
+    print_loading,
+    quiet_libraries,
+    settle_torch,
+)
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.partial_results import PartialResults
 from evals.suites import SUITES
-from rewards.command import Command, Workers, exit_code
+from rewards.command import Command, Workers
 from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
@@ -148,8 +156,7 @@ def main(
             raise
         exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
-        again = f"\n{how_to_continue(options).capitalize()}." if exit_code(error) == 1 else ""
-        exit_with_error(f"{error}{again}", exit_code(error))
+        exit_refused(error, options)
 
 
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
@@ -163,6 +170,14 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
     suites = tuple(name for part in parts for name in part if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
+
+
+def exit_refused(error: ValueError | OSError, options: EvalOptions) -> NoReturn:
+    """Exit with an error's message. After one of the system's, say how to continue if there are finished problems."""
+    with contextlib.suppress(ValueError, OSError):
+        if isinstance(error, OSError) and PartialResults(options.output, {}).is_begun:
+            exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
+    exit_explained(error)
 
 
 def how_to_continue(options: EvalOptions) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.launch.limits import thread_settings
-from rewards.command import lasting, print_error, to_stderr
+from rewards.command import LastingOutput, exit_code, lasting, print_error, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -29,6 +30,12 @@ def exit_with_error(message: str, code: int) -> NoReturn:
     for a request to stop, and 1 otherwise."""
     print_error(message, code)
     raise typer.Exit(code)
+
+
+def exit_explained(error: ValueError | OSError) -> NoReturn:
+    """End the command with an error's message. The code is 2 for a value or a file that the user can correct, 1 for
+    what the system refuses, such as space on a disk."""
+    exit_with_error(str(error), exit_code(error))
 
 
 @contextlib.contextmanager
@@ -64,6 +71,14 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
+
+
+def check_heard() -> None:
+    """Raises `OSError` if what was printed did not arrive. For a command that only prints, such as a dry run:
+    a script would take its exit code 0 for a result. A reader that has gone, such as `head`, has what it wanted."""
+    stream, error = LastingOutput.failed or (None, OSError())
+    if stream is LastingOutput("stdout").stream and error.errno != errno.EPIPE:
+        raise OSError(f"standard output cannot be written, and part of it is missing: {error.strerror}")
 
 
 def lasting_console(*, quiet: bool = False) -> Console:

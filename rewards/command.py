@@ -10,9 +10,10 @@ import re
 import resource
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated, Any, ClassVar, cast
 
 import typer
 from rich.console import Console
@@ -76,13 +77,17 @@ def to_stderr(text: str) -> None:
 
 class LastingOutput:
     """A standard stream that discards everything once writing fails: hours of work do not end because their reader or
-    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too."""
+    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too; a command that
+    writes no files calls `check_heard`."""
+
+    failed: ClassVar[tuple[IO[str], OSError] | None] = None
+    """The standard output that failed last, and how."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     @property
-    def _stream(self) -> IO[str]:
+    def stream(self) -> IO[str]:
         # Anew each time: tests and notebooks replace it. So does rich while it shows a status or a bar, with a proxy of
         # the real one, to which it would then write past this class.
         stream: IO[str] = getattr(sys, self._name)
@@ -90,24 +95,26 @@ class LastingOutput:
 
     def write(self, text: str) -> int:
         with self._lasting():
-            self._stream.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with self._lasting():
-            self._stream.flush()
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
     @contextlib.contextmanager
     def _lasting(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except OSError as error:
+            if self._name == "stdout":
+                LastingOutput.failed = (self.stream, error)
             # Otherwise flushing its buffer at exit would fail again and set the exit code.
             with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+                os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
 def lasting(name: str) -> IO[str] | None:
@@ -278,8 +285,7 @@ class Command(TyperCommand):
         example, _, rest = (self.epilog or "").partition("\n\n")
         formatter.write(f"\n{example}\n")
         if rest:
-            formatter.write_paragraph()
-            formatter.write_text(rest)
+            formatter.write(f"\n{textwrap.fill(rest, formatter.width)}\n")
 
     def get_help_option_names(self, ctx: Any) -> list[str]:
         return ["--help", "-h"]

@@ -48,8 +48,8 @@ def lost_rank(error: Exception) -> str | None:
     of_gloo = OF_GLOO.fullmatch(line)
     if of_gloo is None and not isinstance(error, dist.DistError | LostRankError):
         return None
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # vLLM has a group of its own, in which something else failed
-        return None
+    if _here is None and os.environ.get("WORLD_SIZE", "1") == "1":
+        return None  # a single process has groups too, such as the sampler's, but nobody to lose
     return _is_lost(of_gloo["said"] if of_gloo else line)
 
 

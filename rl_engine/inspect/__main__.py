@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console, print_loading, print_table, settle_torch, stoppable
-from rewards.command import Command, exit_code
+from evals.command import (
+    check_heard,
+    exit_explained,
+    lasting_console,
+    print_loading,
+    print_table,
+    settle_torch,
+    stoppable,
+)
+from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
 from rollout.adapters import PEFT_CONFIG
@@ -88,7 +96,7 @@ def main(
             settle_torch()
             show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), exit_code(error))
+        exit_explained(error)
 
 
 def show(
@@ -102,7 +110,7 @@ def show(
     output: Path | None,
 ) -> None:
     """Print notes on replaced files and the tables, and write the files."""
-    console = new_console()
+    console = lasting_console()
     versions = inspect(found, base, only)
     for note in notes:
         console.print(note)
@@ -121,6 +129,7 @@ def show(
     if output is not None:
         write_synced(output, json.dumps(as_json(versions), indent=1) + "\n")
         console.print(f"figures  {output}")
+    check_heard()
 
 
 def inspect(found: Sequence[Path], base: Path | None = None, only: str = "") -> list[VersionSpectra]:

@@ -18,8 +18,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, lasting_console, print_loading, quiet_libraries, settle_torch, stoppable
-from rewards.command import Command, exit_code
+from evals.command import exit_explained, lasting_console, print_loading, quiet_libraries, settle_torch, stoppable
+from rewards.command import Command
 from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import MERGED
 from rl_engine.run.trained_adapter import TrainedAdapter, merged_dtype_of, read_resolved
@@ -53,7 +53,7 @@ def main(
         with stoppable(), exclusive(output):
             merge_into(trained, output)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), exit_code(error))
+        exit_explained(error)
 
 
 def check_place(output: Path) -> None:

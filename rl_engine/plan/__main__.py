@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import exit_with_error, print_loading, print_table
+from evals.command import check_heard, exit_explained, exit_with_error, print_loading, print_table
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import RUN_CONFIG, ConfigError
@@ -90,15 +90,15 @@ def main(
         print_loading("torch and transformers")
         if len(several) > 1:
             show_together(several, given)
+            check_heard()
             return
         settings, gpus = on_cards(several[0], given)
         speed = speed_of(settings, measured_in, from_devices, tokens_per_s, card, mfu)
         made, on_devices = plan(settings, gpus, speed, prompt_tokens, completion_tokens)
         show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
-    except (ValueError, FileNotFoundError) as error:
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(str(error), 1)
+        check_heard()
+    except (ValueError, OSError) as error:
+        exit_explained(error)
 
 
 # Option → the option it depends on, and its own default.

@@ -26,8 +26,8 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, lasting_console, stoppable
-from rewards.command import Command, exit_code
+from evals.command import check_heard, exit_explained, exit_with_error, lasting_console, stoppable
+from rewards.command import Command
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release
@@ -96,8 +96,10 @@ def main(
         with stoppable():
             files = make_release(release, folder, say)
         show(console, folder, files)
+        if dry_run:
+            check_heard()
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), exit_code(error))
+        exit_explained(error)
     if not dry_run:
         destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
         with stoppable():

@@ -61,7 +61,7 @@ def _make(release: Release, folder: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        with naming(folder):
+        with naming(folder, scratch):
             _fill(release, scratch)
         if folder.exists() and _is_same(folder, scratch):
             shutil.rmtree(folder)

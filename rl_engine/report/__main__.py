@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, stoppable
-from rewards.command import Command, exit_code
+from evals.command import exit_explained, lasting_console, stoppable
+from rewards.command import Command
 from rl_engine.report.page import PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun, check_run
 from rl_engine.report.warnings import left_out
@@ -59,7 +59,8 @@ def main(
 ) -> None:
     """Write a self-contained HTML report of one or several runs, finished or in progress."""
     target = output or runs[0] / REPORT
-    console = Console(highlight=False, soft_wrap=True)
+    console = lasting_console()
+    console.soft_wrap = True
     try:
         with stoppable():
             if plots is None and format is not PlotFormat.SVG:
@@ -87,7 +88,7 @@ def main(
             write_page(shown, target)
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), exit_code(error))
+        exit_explained(error)
 
 
 def each_once(runs: Sequence[Path], console: Console) -> list[Path]:

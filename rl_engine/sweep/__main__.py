@@ -21,8 +21,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, lasting_console, print_table, stoppable
-from rewards.command import exit_code
+from evals.command import check_heard, exit_explained, lasting_console, print_table, stoppable
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
@@ -83,7 +82,7 @@ def main(
                     raise typer.Exit(code_of(watch(settings, targets_of(settings), console)))
                 raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), exit_code(error))
+        exit_explained(error)
 
 
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
@@ -106,6 +105,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")
         show_sharing(config, targets)
         check_hub(wanted)
+        check_heard()
         return 0
     check_writable(config.output, "output_dir")
     check_hub(wanted)

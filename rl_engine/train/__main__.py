@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, lasting_console, print_loading
+from evals.command import check_heard, exit_with_error, lasting_console, print_loading
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
@@ -100,6 +100,8 @@ def main(
                 code = run(settings[0], stop, beginning, only_check=dry_run)
             else:
                 code = run_together(groups, stop, together, beginning, only_check=dry_run)
+        if dry_run:
+            check_heard()
     except Stopped:
         exit_untrained(stop)
     except EXPLAINED as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 
+from evals.command import lasting_console
 from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
@@ -47,7 +47,7 @@ def dry_run(config: Config, ranks: Ranks, beginning: Beginning) -> None:
             "template": f"{config.prompt.template}; the first prompt ({len(data.prompts[0].token_ids)} tokens):",
         }
     )
-    out = Console(highlight=False)
+    out = lasting_console()
     out.rule(style="dim")
     out.print(escape(data.prompts[0].text), soft_wrap=True)
     out.rule(style="dim")

@@ -26,7 +26,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f".{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with naming(target):
+        with naming(target, scratch):
             scratch.mkdir(parents=True)
             yield scratch
             for file in scratch.iterdir():
@@ -43,13 +43,17 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add `path` to disk errors raised in the block: the error of a full disk names no file."""
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Add `path` to disk errors raised in the block: the error of a full disk names no file. Files at or in `scratch`,
+    which is gone when the user reads the error, are given the place that they would have had at `path`."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
+        elif scratch is not None and isinstance(error.filename, str):
+            with contextlib.suppress(ValueError):  # another file
+                error.filename = str(path / Path(error.filename).relative_to(scratch))
         raise
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
@@ -113,7 +117,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch file that is synced and becomes `path` if the block succeeds, and is deleted otherwise."""
     scratch = path.with_name(f".{path.name}.partial")
     try:
-        with naming(path):
+        with naming(path, scratch):
             yield scratch
             sync(scratch)
             scratch.replace(path)

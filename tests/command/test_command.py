@@ -21,8 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error, print_loading, print_table, quiet_libraries
-from rewards.command import Command, open_closed_streams, print_error, settle_rank
+from evals.command import (
+    check_heard,
+    exit_explained,
+    exit_with_error,
+    lasting_console,
+    print_loading,
+    print_table,
+    quiet_libraries,
+)
+from rewards.command import Command, LastingOutput, open_closed_streams, print_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -288,6 +296,26 @@ def test_a_reader_that_is_gone_ends_no_command(name: str, monkeypatch: pytest.Mo
         Board(quiet=False, names=["one"]).error("one", "it failed")
         print_error("no such file", 2)
         assert Path(f"/proc/self/fd/{pipe.fileno()}").readlink() == Path(os.devnull)
+
+
+def test_a_command_that_only_prints_fails_if_nobody_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script would take a dry run into a full disk for one that found nothing wrong."""
+    check_heard()
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        lasting_console().print("12 cells due")
+        with pytest.raises(OSError, match=r"^standard output cannot be written, .*: No space left on device$"):
+            check_heard()
+        monkeypatch.setattr(LastingOutput, "failed", (full, BrokenPipeError(errno.EPIPE, "Broken pipe")))
+        check_heard()  # `| head` has what it wanted
+
+
+def test_what_the_system_refuses_is_no_error_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code in ((OSError(errno.ENOSPC, "full"), 1), (FileNotFoundError("none"), 2), (ValueError("k"), 2)):
+        with pytest.raises(typer.Exit) as left:
+            exit_explained(error)
+        assert left.value.exit_code == code
+    assert "full" in capsys.readouterr().err
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:

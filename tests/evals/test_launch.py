@@ -72,9 +72,24 @@ def test_a_rank_that_waits_for_the_others_can_be_stopped() -> None:
             process.kill()
 
 
+def as_one_of(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"RANK": "0", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_single_process_has_no_rank_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sampler's own group fails where no file can be written, and no other output says why."""
+    error = dist.DistStoreError("File size limit exceeded")
+    assert lost_rank(error) is None
+    as_one_of(1, monkeypatch)
+    assert lost_rank(error) is None
+    as_one_of(2, monkeypatch)
+    assert lost_rank(error) is not None
+
+
 def test_other_libraries_errors_of_lost_ranks_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lost_rank(dist.DistStoreError("File too large")) is None  # alone, in vLLM's own group
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    as_one_of(2, monkeypatch)
     said = lost_rank(dist.DistBackendError("NCCL error: remote process exited\nncclRemoteError: …"))
     assert said == (
         "rank 0 lost another rank (NCCL error: remote process exited): if that was not killed, its output says why"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest, resolve_version
 from rollout.engine import sample_seed, smallest_allowed_rank
+from rollout.files.durable import written_aside
 
 
 def write_weights(directory: Path) -> None:
@@ -180,3 +182,17 @@ def test_best_is_a_link_like_latest(store: AdapterStore) -> None:
     assert (store.root / "best").resolve() == store.path_of(0).resolve()
     store.delete(0)
     assert store.pointed("best") == 0
+
+
+def test_a_full_disk_is_told_by_the_place_that_was_asked_for(tmp_path: Path) -> None:
+    """Not by a scratch directory that is gone when the user reads the error; other files keep their names."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for inside, told in (("card.md", "release/card.md"), (".", "release")):
+        with pytest.raises(OSError, match=rf"'{tmp_path}/{told}'$"), written_aside(tmp_path / "release") as scratch:
+            refuse(scratch / inside)
+    with pytest.raises(OSError, match=r"'/data/base'$"), written_aside(tmp_path / "release"):
+        refuse(Path("/data/base"))
+    assert not list(tmp_path.iterdir())
