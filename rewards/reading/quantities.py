@@ -7,7 +7,7 @@ import re
 from rewards.reading import phrases
 from rewards.reading.numbers import Number, read_number
 from rewards.reading.shapes import Exact, Node, Quantity, Unusable
-from rewards.reading.units import FOREIGN_WORD, SCALES, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
 
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
@@ -38,6 +38,8 @@ _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billio
 _FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\-])")
 r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
+_ARTICLE = re.compile(r"an? (?=\w)")
+_RUN = re.compile(r"[A-Za-z]{3,}")
 _UNKNOWNS = ("abcdefgh", "klmn", "mnpq", "pqrst", "rst", "uvwxyz")
 """Neighbours in the alphabet are unknowns, although three letters may be a word: 5abc, 2xyz."""
 _SHORT_UNITS = frozenset([
@@ -86,7 +88,8 @@ def counted(text: str) -> tuple[str, str] | None:
             rest = " ".join(words[count:])
             again = read_number(rest.strip("()"))
             unit = "" if again is not None and again == read_number(number) else read_unit(rest)
-            return (number, unit) if unit is not None and not _FACTOR.match(rest) else None
+            computes = _FACTOR.match(rest) or _looks_like_algebra(_ARTICLE.sub("", rest)) or rest.startswith("base ")
+            return (number, unit) if unit is not None and not computes else None
     return None
 
 
@@ -112,9 +115,11 @@ def with_unit(value: Node, unit: str) -> Node:
 def _is_algebra(match: re.Match[str]) -> bool:
     """Whether letters after a number are unknowns. After a number with thousands separators, letters that can be a unit
     are one."""
-    return _looks_like_algebra(match.group("unit")) and not (
-        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
-    )
+    value, unit = match.group("value", "unit")
+    if _RUN.match(unit) and match.end("value") == match.start("unit"):
+        name = read_unit(unit)
+        return name is None or (name != "" and not is_known(name))  # 5abx and 5ijk, but not 5min
+    return _looks_like_algebra(unit) and not (_GROUPED.search(value) and read_number(value) and read_unit(unit))
 
 
 def _looks_like_algebra(unit: str) -> bool:

@@ -73,9 +73,9 @@ _COMMANDS = {
 """Commands with the same meaning as another spelling."""
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
-_STATED = r"(?:(?<=[\d})\]])|(?<=\\circ)|(?<=\\circ ))"
-_STATEMENT = r"[^,;=<>]*(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))"
-"""Behind the end of one, an equation or an inequality: between them ∨ is "or"."""
+_STATES = r"(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))[^;=<>]*?"
+_STATEMENT = rf"(?=[^,;=<>]*?{_STATES})"
+"""Between two equations or inequalities ∨ is "or"; in p ∨ q it is an operation."""
 _GIVEN_AGAIN = r"((?:[^(){}]|\{[^{}]*\})*)"
 """0.5 of \\frac12 (or 0.5)."""
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -131,15 +131,12 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
         (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
-        (
-            rf"{_STATED}\s*\\(?:lor|vee)(?={_STATEMENT})",
-            r"\\text{ or }",
-        ),
-        (rf"{_STATED}\s*\\(?:land|wedge)(?={_STATEMENT})", r"\\text{ and }"),
+        (rf"({_STATES})\s*\\(?:lor|vee)(?![A-Za-z]){_STATEMENT}", r"\1\\text{ or }"),
+        (rf"({_STATES})\s*\\(?:land|wedge)(?![A-Za-z]){_STATEMENT}", r"\1\\text{ and }"),
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
-_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "/_")
+_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "(or ", "/_")
 """A text with none of these and no command needs no rewriting."""
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
@@ -154,7 +151,9 @@ _DELIMITERS = (
     ('"', '"'),
 )
 _DELIMITER = re.compile(r"(?<!\\)\\[()]")
-_CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|to|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)")
+_CONNECTIVE = re.compile(
+    r"(?:=(?!=)|\\(?:therefore|implies|to|checkmark|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)"
+)
 """Joins an answer to the words before it."""
 _END_OF_PROOF = re.compile(r"(?<=\S)\s*\\(?:checkmark|blacksquare|square|Box|qed)$")
 _SPACES = re.compile(r"\s+")
