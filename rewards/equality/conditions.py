@@ -89,6 +89,8 @@ def is_over_integers(condition: str) -> bool:
 
 def _domain_names(condition: str) -> set[str]:
     names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
+    if "natural" in condition:
+        names.add("N")
     if "integer" in condition:
         names.add("Z")
     if "real" in condition or "constant" in condition:

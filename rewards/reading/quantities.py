@@ -39,7 +39,8 @@ _FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\
 r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
 _ARTICLE = re.compile(r"an? (?=\w)")
-_RUN = re.compile(r"[A-Za-z]{3,}")
+_PRODUCT = re.compile(r"[A-Za-z]{3,4}|(?:d[a-z]){2,3}")
+"""Right behind a number it is a unit only if it is a known one: 5min, but not 5abx and 5dxdydz."""
 _UNKNOWNS = ("abcdefgh", "klmn", "mnpq", "pqrst", "rst", "uvwxyz")
 """Neighbours in the alphabet are unknowns, although three letters may be a word: 5abc, 2xyz."""
 _SHORT_UNITS = frozenset([
@@ -116,10 +117,11 @@ def _is_algebra(match: re.Match[str]) -> bool:
     """Whether letters after a number are unknowns. After a number with thousands separators, letters that can be a unit
     are one."""
     value, unit = match.group("value", "unit")
-    if _RUN.match(unit) and match.end("value") == match.start("unit"):
-        name = read_unit(unit)
-        return name is None or (name != "" and not is_known(name))  # 5abx and 5ijk, but not 5min
-    return _looks_like_algebra(unit) and not (_GROUPED.search(value) and read_number(value) and read_unit(unit))
+    name = read_unit(unit)
+    if _GROUPED.search(value) and read_number(value) and name:
+        return False
+    glued = match.end("value") == match.start("unit") and _PRODUCT.fullmatch(unit)
+    return _looks_like_algebra(unit) or bool(glued and (name is None or not (name in {"", *SCALES} or is_known(name))))
 
 
 def _looks_like_algebra(unit: str) -> bool:

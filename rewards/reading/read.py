@@ -204,8 +204,9 @@ class Reader:
                 elements.extend(Relation((label, side), ("!=",)) for side in split.with_either_sign(piece))
                 continue
             node = self.part(piece)
-            if isinstance(node, Relation) and node.operators in {("=",), ("!=",)}:
-                label, operator = node.sides[0], node.operators[0]
+            named = node.elements[0] if isinstance(node, Items) and node.joined_by == "and" else node
+            if isinstance(named, Relation) and named.operators in {("=",), ("!=",)}:
+                label, operator = named.sides[0], named.operators[0]
             elif label and isinstance(node, Exact | Expression | Bracketed):
                 node = Relation((label, piece), (operator,))  # n = 2, 3, 4
             elements.extend(_spread(piece, node))

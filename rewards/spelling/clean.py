@@ -74,7 +74,11 @@ _COMMANDS = {
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
 _STATES = r"(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))[^;=<>]*?"
-_STATEMENT = rf"(?=[^,;=<>]*?{_STATES})"
+_LOGICAL = re.compile(r"\\(?:lor|vee|land|wedge)(?![A-Za-z])")
+_BETWEEN_STATEMENTS = tuple(
+    (re.compile(rf"({_STATES})\s*\\(?:{signs})(?![A-Za-z])(?=[^,;=<>]*?{_STATES})"), rf"\1\\text{{ {word} }}")
+    for signs, word in (("lor|vee", "or"), ("land|wedge", "and"))
+)
 """Between two equations or inequalities ∨ is "or"; in p ∨ q it is an operation."""
 _GIVEN_AGAIN = r"((?:[^(){}]|\{[^{}]*\})*)"
 """0.5 of \\frac12 (or 0.5)."""
@@ -131,8 +135,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
         (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
-        (rf"({_STATES})\s*\\(?:lor|vee)(?![A-Za-z]){_STATEMENT}", r"\1\\text{ or }"),
-        (rf"({_STATES})\s*\\(?:land|wedge)(?![A-Za-z]){_STATEMENT}", r"\1\\text{ and }"),
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
@@ -177,7 +179,7 @@ def clean(text: str) -> str:
             raise Unreadable("invisible_answer")
     if "\\" in text or any(sign in text for sign in _REWRITTEN):
         text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], _COLOUR.sub("", text))
-        for pattern, replacement in _REWRITES:
+        for pattern, replacement in (*_REWRITES, *(_BETWEEN_STATEMENTS if _LOGICAL.search(text) else ())):
             text = pattern.sub(replacement, text)
     text = unwrapped(usual(_SPACES.sub(" ", text).strip()))
     if _depth(text) > MAX_DEPTH:
