@@ -89,6 +89,7 @@ _ALL_BUT = re.compile(
     re.DOTALL,
 )
 _BUT = re.compile(r"except|excluding|other than|but|besides|not equal")
+_CROSSES = frozenset("❌✗✘☒")
 _PLACEHOLDER = re.compile(
     r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
     r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
@@ -244,7 +245,9 @@ def fold(text: str) -> str:
 
 
 def placeholder(text: str) -> Unusable | None:
-    """Recognize `?`, `...`, `answer`, `nan`, which answer nothing."""
+    """Recognize `?`, `...`, `answer`, `nan`, which answer nothing, and (C) ❌, which is crossed out."""
+    if not text.isascii() and not _CROSSES.isdisjoint(text):
+        return Unusable("crossed_out", text)
     if text.replace(" ", "") == r"\{\}":
         return None  # the empty set
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
