@@ -29,6 +29,8 @@ _BOXED_REFERENCE = re.compile(r"\\boxed\s*\{")
 _AMBIGUOUS_COMMAS = re.compile(r"\d{1,3}(?:,[1-9]\d{2})+")
 """A group that begins with a zero is not an element of a list: 125,000 is not 125, 0."""
 
+_BARE_LOG = re.compile(r"(?:\\|(?<![\\A-Za-z]))log(?![A-Za-z0-9]|\s*_|\s*[({]?\s*0(?![.\d]))")
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -198,7 +200,7 @@ def _short_cut(expected: str, given: str) -> tuple[Verdict, str] | None:
 
 def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
     """Whether the two are equal in any reading. 1,234 is a number, unless the other side is a list: then it is a list
-    too, and +- means both signs."""
+    too, and +- means both signs. Beside \\ln on the other side, a logarithm without a base is natural."""
     if fingerprint(expected) == fingerprint(given):
         return True
     reference, answer = read(expected), read(given)
@@ -213,6 +215,10 @@ def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
         if isinstance(other, Items) and not isinstance(node, Items) and _AMBIGUOUS_COMMAS.fullmatch(text):
             as_list: Node = read(text, thousands=False)
             return equal(as_list, other) if node is reference else equal(other, as_list)
+    for natural, bare in ((expected, given), (given, expected)):
+        if r"\ln" in natural and "log" not in natural and r"\ln" not in bare and _BARE_LOG.search(bare):
+            texts = (_BARE_LOG.sub(r"\\ln", text) for text in (expected, given))
+            return _equal_in_some_reading(*texts, several=several)
     return False
 
 

@@ -25,14 +25,15 @@ _SOME_INTEGERS = re.compile(
 )
 """Words that restrict a condition to some of the integers."""
 _DOMAIN_CONDITION = re.compile(
-    r"(?:\b(?:where|for|with|and|any|all|every|some|each|is|are|be|an|the|integers?|reals?|natural|whole|positive|negative"
-    r"|non|rational|complex|constants?|of integration|arbitrary|numbers?|values? of)\b"
+    r"(?:\b(?:where|for|with|and|any|all|every|some|each|is|are|be|an|the|integers?|reals?|natural|whole|positive"
+    r"|non[- ]?negative|complex|constants?|of integration|arbitrary|numbers?|values? of)\b"
     r"|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|(?<![A-Za-z\\])[i-n]\s*(?:\\ge\s*[01]|>\s*0)(?![\d.])|_\{?\d\}?|\\in(?![a-z])|\\mathbb\s*\{[RZNQC]\}"
     r"|\\forall(?![a-z])|[\s,()-])+",
     re.IGNORECASE,
 )
 """Words and signs that name the numbers a letter stands for; n ≥ 1 says where a sequence begins."""
-_BEGIN = re.compile(r"\\ge\s*(?P<least>[01])|>\s*0")
+_BEGIN = re.compile(r"\\ge\s*(?:(?P<least>0)|1)|>\s*0")
+_BEGIN_IN_WORDS = re.compile(r"(?:positive|(?P<least>non[- ]?negative)) integer")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
@@ -88,12 +89,16 @@ def is_over_integers(condition: str) -> bool:
 
 def _domain_names(condition: str) -> set[str]:
     names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
+    if "natural" in condition:
+        names.add("N")
     if "integer" in condition:
         names.add("Z")
     if "real" in condition or "constant" in condition:
         names.add("R")
-    if begin := _BEGIN.search(condition):
-        names.add("from 0" if begin["least"] == "0" else "from 1")
+    if begin := _BEGIN.search(condition) or _BEGIN_IN_WORDS.search(condition):
+        names = {"from 0" if begin["least"] else "from 1"}
+    elif "positive" in condition or "negative" in condition:
+        names.add("half")
     return names
 
 
@@ -104,7 +109,7 @@ def approximation(reference: Node, answer: Node, equal: Equal) -> bool | None:
             equal(reference, answer.exact) or (_is_decimal(reference) and equal(reference, answer.rounded))
         )
     if isinstance(reference, Approximation):
-        return equal(reference.exact, answer) or equal(reference.rounded, answer)
+        return _is_consistent(reference) and (equal(reference.exact, answer) or equal(reference.rounded, answer))
     return None
 
 

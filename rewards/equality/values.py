@@ -15,8 +15,6 @@ from rewards.spelling.clean import fingerprint
 
 _POINT = re.compile(r"[CP]\s*\([^()]*\)")
 """May be the number of combinations or, compared with another such text, a point: C(5,2) is 10, and not C(5,3)."""
-_BARE_LOG = re.compile(r"(?:\\|(?<![\\A-Za-z]))log(?![A-Za-z0-9]|\s*_)")
-"""Beside \\ln on the other side, a logarithm without a base is natural."""
 _RUN = re.compile(r"[A-J]{2,10}")
 
 
@@ -88,13 +86,7 @@ def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
             value, decimal = _value_of_text(text), exact.number
             if value is not None:
                 return value == decimal.value or (decimal.digits >= ROUNDED_DIGITS and rounds_to(value, decimal))
-    if same_expressions(one, other) or _same_up_to_constants(one, other):
-        return True
-    for natural, bare in ((one, other), (other, one)):
-        if r"\ln" in natural and "log" not in natural and r"\ln" not in bare and _BARE_LOG.search(bare):
-            bare = _BARE_LOG.sub(r"\\ln", bare)
-            return _same_values(natural, bare) or _same_up_to_constants(natural, bare)
-    return False
+    return same_expressions(one, other) or _same_up_to_constants(one, other)
 
 
 def _same_up_to_constants(one: str, other: str) -> bool:
@@ -104,16 +96,14 @@ def _same_up_to_constants(one: str, other: str) -> bool:
         return False
 
 
-def _same_values(one: str, other: str) -> bool:
+def same_expressions(one: str, other: str) -> bool:
+    """Whether two expressions are equal. Text that the parser rejects equals only the same text."""
+    if fingerprint(one) == fingerprint(other):
+        return True
     try:
         return mathematics.same_expression(one, other)
     except Unparsed:
         return False
-
-
-def same_expressions(one: str, other: str) -> bool:
-    """Whether two expressions are equal. Text that the parser rejects equals only the same text."""
-    return fingerprint(one) == fingerprint(other) or _same_values(one, other)
 
 
 def latex_of(node: Node) -> str | None:

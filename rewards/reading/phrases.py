@@ -68,11 +68,22 @@ _ALL = re.compile(
     r"(?P<rest>[a-z]\s*(?:[<>]|\\(?:le|ge|ne|in)(?![a-z])).+)",
     re.DOTALL,
 )
-_EXPLAINED = re.compile(r"(?P<verdict>yes|no|true|false)[,.;:]\s+(?P<why>[a-z]+(?: [a-z]+)+)")
-_TAKES_BACK = re.compile(
-    r"\b(?:yes|no|true|false|but|or|if|only|unless|except|however|although|maybe|perhaps|sometimes)\b"
+_EXPLAINED = re.compile(r"(?P<verdict>yes|no|true|false)[,.;:]\s+(?P<why>[a-z']+(?: [a-z0-9']+)+)")
+_DOUBTS = (
+    r"\b(?:but|or|if|only|unless|except|however|although|maybe|perhaps|sometimes|might|(?:may|could) be"
+    r"|wait)\b"
 )
-"""Yes, it is continuous; but not: yes, but only sometimes."""
+_ASSENT_TAKEN_BACK = re.compile(
+    _DOUBTS
+    + r"|(?:\bnot|n't|cannot)(?:$| (?:always|in general|generally|necessarily|quite|really|true|the case|every|all)\b)"
+    r"|\b(?:no|false|wrong|incorrect|when|provided|assuming|otherwise|mostly|usually|often|depend(?:s|ing)?|most of"
+    r"|(?:in|for|under|at) (?:some|most|many|certain|special))\b"
+)
+_DENIAL_TAKEN_BACK = re.compile(
+    _DOUBTS + r"|\byes\b|(?<!not )\btrue\b"
+    r"|^(?:it|this|that|they|there|we|one) (?:is|are|does|do|can|has|have|will|exists?)$"
+)
+"""Yes, it is continuous, and no, not always; but not: yes, not always, and no, it is."""
 _ALL_BUT = re.compile(
     r"(?:the )?(?:set of )?(?:all |any |every )?"
     r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))"
@@ -80,6 +91,7 @@ _ALL_BUT = re.compile(
     re.DOTALL,
 )
 _BUT = re.compile(r"except|excluding|other than|but|besides|not equal")
+_CROSSES = frozenset("❌✗✘☒")
 _PLACEHOLDER = re.compile(
     r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
     r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
@@ -235,7 +247,9 @@ def fold(text: str) -> str:
 
 
 def placeholder(text: str) -> Unusable | None:
-    """Recognize `?`, `...`, `answer`, `nan`, which answer nothing."""
+    """Recognize `?`, `...`, `answer`, `nan`, which answer nothing, and (C) ❌, which is crossed out."""
+    if not text.isascii() and not _CROSSES.isdisjoint(text):
+        return Unusable("crossed_out", text)
     if text.replace(" ", "") == r"\{\}":
         return None  # the empty set
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
@@ -253,8 +267,10 @@ def phrase(text: str) -> Node | str | None:
     found = _FOLDED.get(folded) or _spelled(folded) or _INTERVALS.get(folded)
     if found is None and (below := _BELOW_ZERO.match(folded)) and (number := _spelled(folded[below.end() :])):
         return f"-{number}"
-    if found is None and (explained := _EXPLAINED.fullmatch(folded)) and not _TAKES_BACK.search(explained["why"]):
-        return Words(explained["verdict"])
+    if found is None and (explained := _EXPLAINED.fullmatch(folded)):
+        taken_back = _ASSENT_TAKEN_BACK if explained["verdict"] in {"yes", "true"} else _DENIAL_TAKEN_BACK
+        if not taken_back.search(explained["why"]):
+            return Words(explained["verdict"])
     if found is None and ("solution" in folded or "root" in folded):
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found

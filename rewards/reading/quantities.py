@@ -39,6 +39,9 @@ _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billio
 _FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\-])")
 r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
+_ARTICLE = re.compile(r"an? (?=\w)")
+_PRODUCT = re.compile(r"[A-Za-z]{3,4}|(?:d[a-z]){2,3}")
+"""Right behind a number it is a unit only if it is a known one: 5min, but not 5abx and 5dxdydz."""
 _UNKNOWNS = ("abcdefgh", "klmn", "mnpq", "pqrst", "rst", "uvwxyz")
 """Neighbours in the alphabet are unknowns, although three letters may be a word: 5abc, 2xyz."""
 _SHORT_UNITS = frozenset([
@@ -94,7 +97,8 @@ def counted(text: str) -> tuple[str, str] | None:
             rest = " ".join(words[count:])
             again = read_number(rest.strip("()"))
             unit = "" if again is not None and again == read_number(number) else read_unit(rest)
-            return (number, unit) if unit is not None and not _FACTOR.match(rest) else None
+            computes = _FACTOR.match(rest) or _looks_like_algebra(_ARTICLE.sub("", rest)) or rest.startswith("base ")
+            return (number, unit) if unit is not None and not computes else None
     return None
 
 
@@ -120,9 +124,12 @@ def with_unit(value: Node, unit: str) -> Node:
 def _is_algebra(match: re.Match[str]) -> bool:
     """Whether letters after a number are unknowns. After a number with thousands separators, letters that can be a unit
     are one."""
-    return _looks_like_algebra(match.group("unit")) and not (
-        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
-    )
+    value, unit = match.group("value", "unit")
+    name = read_unit(unit)
+    if _GROUPED.search(value) and read_number(value) and name:
+        return False
+    glued = match.end("value") == match.start("unit") and _PRODUCT.fullmatch(unit)
+    return _looks_like_algebra(unit) or bool(glued and (name is None or not (name in {"", *SCALES} or is_known(name))))
 
 
 def _looks_like_algebra(unit: str) -> bool:

@@ -7,7 +7,7 @@ where {x | x > 3} may be a region. Everything else is an `Expression`, which is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,7 +66,6 @@ _IF = re.compile(
 _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
 )
-_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _RESIDUES = re.compile(
     r"(?P<name>[a-z])\s*\\equiv(?![a-z])(?P<numbers>[^=<>\\]*(?:\\text\s*\{[^{}]*\}[^=<>\\]*)*)(?P<modulus>\\pmod\{\d+\})"
 )
@@ -201,9 +200,13 @@ class Reader:
         elements: list[Node] = []
         label, operator = "", "="
         for piece in pieces:
+            if operator == "!=" and split.PLUS_MINUS.search(piece) and not split.split_relation(piece):
+                elements.extend(Relation((label, side), ("!=",)) for side in split.with_either_sign(piece))
+                continue
             node = self.part(piece)
-            if isinstance(node, Relation) and node.operators in {("=",), ("!=",)}:
-                label, operator = node.sides[0], node.operators[0]
+            named = node.elements[0] if isinstance(node, Items) and node.joined_by == "and" else node
+            if isinstance(named, Relation) and named.operators in {("=",), ("!=",)}:
+                label, operator = named.sides[0], named.operators[0]
             elif label and isinstance(node, Exact | Expression | Bracketed):
                 node = Relation((label, piece), (operator,))  # n = 2, 3, 4
             elements.extend(_spread(piece, node))
@@ -220,8 +223,9 @@ class Reader:
             return Unusable("incomplete_relation", text)
         if operators[-1] == "~":
             return self._approximation(sides, operators)
-        if operators == ["!="] and _PLUS_MINUS.search(sides[1]):
-            neither = tuple(Relation((sides[0], side), ("!=",)) for side in _with_either_sign(sides[1]))
+        if operators == ["!="] and split.PLUS_MINUS.search(text):
+            name, value = sides if split.PLUS_MINUS.search(sides[1]) else reversed(sides)
+            neither = tuple(Relation((name, side), ("!=",)) for side in split.with_either_sign(value))
             return Items(neither, "list", "and")
         return Relation(tuple(sides), tuple(operators))
 
@@ -237,9 +241,9 @@ class Reader:
 
     def plus_minus(self, text: str) -> Node | None:
         r"""1 \pm \sqrt{19} is a list of two values; \mp takes the opposite sign."""
-        if not _PLUS_MINUS.search(text):
+        if not split.PLUS_MINUS.search(text):
             return None
-        upper, lower = _with_either_sign(text)
+        upper, lower = split.with_either_sign(text)
         return Items((self.part(upper), self.part(lower)), "list", "or")
 
     def combination(self, text: str) -> Node | None:
@@ -344,15 +348,9 @@ class Reader:
         return phrases.words(text)
 
 
-def _with_either_sign(text: str) -> Iterator[str]:
-    for plus, minus in (("+", "-"), ("-", "+")):
-        signed = re.sub(r"\\pm(?![a-z])", plus, re.sub(r"\\mp(?![a-z])", minus, text))
-        yield re.sub(r"\(\s*\+", "(", signed.strip().removeprefix("+").strip())
-
-
 def _has_one_choice_of_sign(inside: str) -> bool:
     r"""(\pm 2, 0) and (\pm 2, \mp 3) are two points; (\pm 1, \pm 1) may be two or four."""
-    signs = _PLUS_MINUS.findall(inside)
+    signs = split.PLUS_MINUS.findall(inside)
     return len(signs) == 1 or (len(signs) == 2 and len(set(signs)) == 2)
 
 
@@ -366,7 +364,7 @@ def _between_commas(inside: str) -> list[str]:
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
     r"""The elements that a piece of a list or set contributes: two for 1 \pm 2, otherwise one."""
-    if isinstance(node, Items) and _PLUS_MINUS.search(piece):
+    if isinstance(node, Items) and split.PLUS_MINUS.search(piece):
         return node.elements
     return (node,)
 

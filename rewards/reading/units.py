@@ -98,7 +98,10 @@ _COUNTING_WORDS = frozenset(
 )
 """Counters that Chinese, Japanese and Korean put between a number and the thing counted: 25 个 is 25, and 25 apples."""
 _PREFIXES = {"平方": "square ", "立方": "cubic ", "每": "per "}
-_COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
+_COMPOUND = {
+    "mph": "mile/hour", "kmph": "km/hour", "kmh": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic",
+    "sqft": "square foot", "mps": "m/second",
+}  # fmt: skip
 _NAMED_OTHERWISE = re.compile(r"(?P<percent>\bper[ -]?cents?\b)|\b(?:US|U S|American)\s+(?=dollar)")
 _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
 _COUNTERS = {"square": 2, "cubic": 3}

@@ -73,9 +73,13 @@ _COMMANDS = {
 """Commands with the same meaning as another spelling."""
 _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _TEXT_UNIT = r"\\(?:text|mathrm(?!\s*\{\s*[abeiknpqrxyz]\s*\}))\s*(\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?)"
-_STATED = r"(?:(?<=[\d})\]])|(?<=\\circ)|(?<=\\pi))"
-_STATEMENT = r"[^,;=<>]*(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))"
-"""Behind the end of one, an equation or an inequality: between them ∨ is "or"."""
+_STATES = r"(?:[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z]))[^;=<>]*?"
+_LOGICAL = re.compile(r"\\(?:lor|vee|land|wedge)(?![A-Za-z])")
+_BETWEEN_STATEMENTS = tuple(
+    (re.compile(rf"({_STATES})\s*\\(?:{signs})(?![A-Za-z])(?=[^,;=<>]*?{_STATES})"), rf"\1\\text{{ {word} }}")
+    for signs, word in (("lor|vee", "or"), ("land|wedge", "and"))
+)
+"""Between two equations or inequalities ∨ is "or"; in p ∨ q it is an operation."""
 _GIVEN_AGAIN = r"((?:[^(){}]|\{[^{}]*\})*)"
 """0.5 of \\frac12 (or 0.5)."""
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -131,15 +135,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"(\\text\s*\{[^{}]*\^)\{(-?\d)\}", r"\1\2"),
         (r"\\big(cup|cap)(?![A-Za-z]|\s*_)", r"\\\1"),
-        (
-            rf"{_STATED}\s*\\(?:lor|vee)(?={_STATEMENT})",
-            r"\\text{ or }",
-        ),
-        (rf"{_STATED}\s*\\(?:land|wedge)(?={_STATEMENT})", r"\\text{ and }"),
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
-_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "/_")
+_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "(or ", "/_")
 """A text with none of these and no command needs no rewriting."""
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
@@ -154,7 +153,9 @@ _DELIMITERS = (
     ('"', '"'),
 )
 _DELIMITER = re.compile(r"(?<!\\)\\[()]")
-_CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|to|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)")
+_CONNECTIVE = re.compile(
+    r"(?:=(?!=)|\\(?:therefore|implies|to|checkmark|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)"
+)
 """Joins an answer to the words before it."""
 _END_OF_PROOF = re.compile(r"(?<=\S)\s*\\(?:checkmark|blacksquare|square|Box|qed)$")
 _SPACES = re.compile(r"\s+")
@@ -178,7 +179,7 @@ def clean(text: str) -> str:
             raise Unreadable("invisible_answer")
     if "\\" in text or any(sign in text for sign in _REWRITTEN):
         text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], _COLOUR.sub("", text))
-        for pattern, replacement in _REWRITES:
+        for pattern, replacement in (*_REWRITES, *(_BETWEEN_STATEMENTS if _LOGICAL.search(text) else ())):
             text = pattern.sub(replacement, text)
     text = unwrapped(usual(_SPACES.sub(" ", text).strip()))
     if _depth(text) > MAX_DEPTH:

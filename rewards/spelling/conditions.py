@@ -12,6 +12,7 @@ _CONDITION = re.compile(
 _MEMBER = r"(?P<condition>(?P<letter>[A-Za-z])(?:,\s*[A-Za-z])*\s*\\in\s*\\mathbb\s*\{[RZNQC]\})"
 _FROM_THE_FIRST = r"[i-n]\s*(?:\\ge\s*[01]|>\s*0)"
 """n ≥ 1, which says where a sequence begins."""
+_COMMAND = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+")
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 _IN_BRACKETS = re.compile(
     rf"(?P<body>.+?)\s*\(\s*(?:\\text\s*\{{\s*for\s*\}})?\s*(?:{_MEMBER}|(?P<begin>{_FROM_THE_FIRST}))\s*\)", re.DOTALL
@@ -31,7 +32,8 @@ def value_and_condition(text: str) -> tuple[str, str] | None:
         if _CONDITION.search(rest) and not _CONDITION.search(body):
             return body, rest
         if re.fullmatch(_FROM_THE_FIRST, rest) and not _INEQUALITY.search(body):
-            return body, rest
+            # In m = 5, n ≥ 1 and in 1, 2, n ≥ 1 it is a statement of its own.
+            return (body, rest) if rest[0] in _COMMAND.sub(" ", body) else None
     bracketed = _IN_BRACKETS.fullmatch(text)
     if bracketed:
         return bracketed.group("body"), bracketed.group("condition") or bracketed.group("begin")

@@ -11,6 +11,7 @@ _THOUSANDS_RUN = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)(?!,\d)")
 _JOINING_TEXT = re.compile(
     r"\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(?:text|mathrm)\{\s*\}"
 )
+PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*,?\s*\]", re.DOTALL)
 RELATIONS = {
@@ -135,3 +136,12 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
     if any(depth == 0 for _, _, _, depth in found[1:-1]):
         return None
     return first, text[found[0][2] : found[-1][1]].strip(), last
+
+
+def with_either_sign(text: str) -> list[str]:
+    r"""1 \pm 2 \mp x → 1 + 2 - x and 1 - 2 + x."""
+    texts = []
+    for plus, minus in (("+", "-"), ("-", "+")):
+        signed = re.sub(r"\\pm(?![a-z])", plus, re.sub(r"\\mp(?![a-z])", minus, text))
+        texts.append(re.sub(r"\(\s*\+", "(", signed.strip().removeprefix("+").strip()))
+    return texts
