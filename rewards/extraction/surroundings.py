@@ -76,6 +76,8 @@ _CHECKED = re.compile(
 """What a check comes to is not the answer: `Check: 2x + 1` and then `Result: 15`."""
 _END_OF_BOLD = re.compile(r"(?<=\S)\*\*(?=[\s.,;:!?]|$)")
 _STARTS_A_VALUE = frozenset("0123456789-+.\\([{√π")
+_WORD = re.compile(r"(?:\\(?:text|mathrm|mathbf|textbf))?\W*(?:(?i:yes|no|true|false)|[A-J])\W*")
+"""Yes, no or the letter of a choice: a claim that contradicts another such word, and nothing else."""
 _CHOICE_BETWEEN = re.compile(
     r"\b(?:or|alternatively|maybe|perhaps|possibly|might|could be|may be|otherwise|either|else|guess|candidate|option"
     r"|possible|possibility|another (?:answer|option|choice|candidate|guess)|if not|alternative)\b",
@@ -190,10 +192,10 @@ def is_retracted(tail: str) -> bool:
 def later_claims(answers: Sequence[str], tail: str) -> list[str]:
     """Values that the text after the answer states as the answer, as written. `answers` are the answer and what was
     expected."""
-    claims = []
+    claims, words = [], all(map(_WORD.fullmatch, answers))
     for match in _CLAIM.finditer(tail[:TAIL]):
         claim = _first_statement(match.group("claim"))
-        if claim[:1] in _STARTS_A_VALUE:
+        if claim[:1] in _STARTS_A_VALUE or (words and _WORD.fullmatch(claim)):
             claims.append(claim)
     return [*claims[-3:], *(_last_line(tail) if all(map(_PLAIN_NUMBER.fullmatch, answers)) else [])]
 
