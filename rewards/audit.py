@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, Disagreements, Shown, Workers, exit_code, print_error, write_rows
+from rewards.command import Command, Disagreements, Shown, Workers, print_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -158,8 +158,8 @@ def main(
                 graded, more = disagreements([*of_a_run], config, progress)
                 count, found = count + graded, [*found, *more]
     except (ValueError, OSError) as error:
-        print_error(str(error), exit_code(error))
-        raise typer.Exit(exit_code(error)) from None
+        print_error(str(error), 2)
+        raise typer.Exit(2) from None
     what = str(files[0]) if len(files) == 1 else f"{len(files)} files"
     _report(console, f"{what}: {count} completions", found, show)
     write_rows(output, found)

@@ -24,7 +24,7 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import remedy, rows_of
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command, Workers, exit_code, print_error, write_rows
+from rewards.command import Command, Workers, print_error, write_rows
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
@@ -159,8 +159,8 @@ def main(
             for other in against or []:
                 findings += overlaps(rows, other, columns)
     except (BadRecord, TextFileError, OSError) as error:
-        print_error(str(error), exit_code(error))
-        raise typer.Exit(exit_code(error)) from None
+        print_error(str(error), 2)
+        raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
     write_rows(output, ({"kind": f.kind, "id": f.id, "what": f.what} for f in findings))
     if any(finding.kind in {"ungradable", "overlap"} for finding in findings):

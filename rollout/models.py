@@ -197,20 +197,27 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer  # heavy; commands that fail earlier never pay for it
 
     refuse_code_of_models()
-    try:
+    with _unreadable_explained(place):
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+    if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
+        raise ValueError(f"{place} {_only_tekken(place)}")
+    with _unreadable_explained(place):
         tokenizer("1")  # some settings are first looked at here
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not tokenizer.get_vocab().keys() - special - {*tokenizer.all_special_tokens}:
+        raise ValueError(f"{place} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _unreadable_explained(place: str) -> Iterator[None]:
+    try:
+        yield
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{place}: its tokenizer cannot be read: {kind}{in_one_line(error)}") from error
-    if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
-        raise ValueError(f"{place} {_only_tekken(place)}")
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if not tokenizer.get_vocab().keys() - special - {*tokenizer.all_special_tokens}:
-        raise ValueError(f"{place} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
-    return tokenizer
 
 
 def end_tokens(place: str, revision: str | None, model_config: Any, tokenizer: Any) -> set[int]:
