@@ -33,12 +33,10 @@ OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 # How the system (about files), Python and C++ (about threads) report that a limit is reached → the limit's option of
 # `ulimit` and its resource number.
 LIMITS = {
-    "Too many open files": ("-n", resource.RLIMIT_NOFILE, 1),
-    "can't start new thread": ("-u", resource.RLIMIT_NPROC, 1),
-    "Resource temporarily unavailable": ("-u", resource.RLIMIT_NPROC, 1),
-    "File too large": ("-f", resource.RLIMIT_FSIZE, 1024),
+    "Too many open files": ("-n", resource.RLIMIT_NOFILE),
+    "can't start new thread": ("-u", resource.RLIMIT_NPROC),
+    "Resource temporarily unavailable": ("-u", resource.RLIMIT_NPROC),
 }
-"""Words of the error → the option of `ulimit`, the limit, and what the option counts in."""
 
 # DeepSpeed's launcher gives each of its processes this argument, besides the variable LOCAL_RANK, which we read.
 OF_LAUNCHER = "--local_rank={}"
@@ -154,12 +152,12 @@ def limit_reached(error: Exception) -> str | None:
     if not isinstance(error, RuntimeError):
         return None
     message = str(error).partition("\n")[0]
-    for words, (option, limit, unit) in LIMITS.items():
+    for words, (option, limit) in LIMITS.items():
         if words in message:
             allowed = resource.getrlimit(limit)[0]
             if allowed == resource.RLIM_INFINITY:
                 return f"{words}: this shell sets no limit, so its container or job does (pids.max)"
-            return f"{words}: this shell allows {allowed // unit}; raise it with ulimit {option}"
+            return f"{words}: this shell allows {allowed}; raise it with ulimit {option}"
     return None
 
 

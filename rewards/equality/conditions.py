@@ -27,7 +27,8 @@ _SOME_INTEGERS = re.compile(
 _DOMAIN_CONDITION = re.compile(
     r"(?:\b(?:where|for|with|and|any|all|every|some|each|is|are|be|an|the|integers?|reals?|natural|whole|positive"
     r"|non[- ]?negative|complex|constants?|of integration|arbitrary|numbers?|values? of)\b"
-    r"|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|(?<![A-Za-z\\])[i-n]\s*(?:\\ge\s*[01]|>\s*0)(?![\d.])|_\{?\d\}?|\\in(?![a-z])|\\mathbb\s*\{[RZNQC]\}"
+    r"|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"
+    r"|(?<![A-Za-z\\])[i-n]\s*(?:\\ge\s*[01]|>\s*0)(?![\d.])|_\{?\d\}?|\\in(?![a-z])|\\mathbb\s*\{[RZNQC]\}"
     r"|\\forall(?![a-z])|[\s,()-])+",
     re.IGNORECASE,
 )
