@@ -148,9 +148,13 @@ def computable(attention: str, model_config: Any) -> str:
     """
     if attention != "sdpa":
         return attention
-    made = _get_model_class(model_config, auto_class(model_config)._model_mapping)
     capped = getattr(model_config.get_text_config(), "attn_logit_softcapping", None)
-    return "eager" if capped or not made._supports_sdpa else "sdpa"
+    return "eager" if capped or not _class_of(model_config)._supports_sdpa else "sdpa"
+
+
+def _class_of(model_config: Any) -> Any:
+    """The class that transformers builds for a configuration."""
+    return _get_model_class(model_config, auto_class(model_config)._model_mapping)
 
 
 def load_model_config(model: ModelConfig) -> Any:
@@ -252,6 +256,16 @@ def check_attention(attention: str, key: str) -> None:
         raise ConfigError(f"{key} is {attention}, which needs CUDA: use sdpa here")
     if importlib.util.find_spec("flash_attn") is None:
         raise ConfigError(f"{key} is {attention}, and flash-attn is not installed: pip install flash-attn")
+
+
+def check_checkpointing(model: ModelConfig, key: str) -> None:
+    """Raise `ConfigError` if `key` asks for gradient checkpointing, and transformers has none for the model."""
+    model_config = load_model_config(model)
+    if not _class_of(model_config).supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{key} is true, and transformers has no gradient checkpointing for models of type "
+            f"{model_config.model_type}: set it to false"
+        )
 
 
 def attention_of(config: Config, device: torch.device) -> str:

@@ -20,7 +20,14 @@ from rl_engine.merge.weights import merge, refuse_tied_head
 from rl_engine.plan.card import settle_precision, settle_rate
 from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import check_packable
-from rl_engine.policy.base_model import check_attention, load_meta_model, load_model_config, load_weights, model_notes
+from rl_engine.policy.base_model import (
+    check_attention,
+    check_checkpointing,
+    load_meta_model,
+    load_model_config,
+    load_weights,
+    model_notes,
+)
 from rl_engine.policy.full import FullPolicy
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import LoraPolicy, check_adapter
@@ -160,6 +167,8 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
     batches = batches_of(config, rows)
     check_attention(config.train.attention, "train.attention")
+    if config.train.gradient_checkpointing:
+        check_checkpointing(config.model, "train.gradient_checkpointing")
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)

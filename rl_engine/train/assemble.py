@@ -23,6 +23,7 @@ from rl_engine.plan.memory import check_fits, memory_of_run
 from rl_engine.policy.base_model import (
     LoadBase,
     check_attention,
+    check_checkpointing,
     layout_of,
     load_causal_lm,
     load_meta_model,
@@ -150,6 +151,8 @@ def prepare_run(
     check_fits(memory_of_run(config, ranks), available(ranks))
     layout_of(config, ranks.device)
     check_attention(config.learner.attention, "learner.attention")
+    if config.learner.gradient_checkpointing:
+        check_checkpointing(config.model, "learner.gradient_checkpointing")
     check_placement(config, ranks)
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))

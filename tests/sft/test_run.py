@@ -116,6 +116,13 @@ def test_what_could_not_be_merged_is_refused_before_training(tmp_path: Path) -> 
     assert not (tmp_path / "run" / "adapters").exists()
 
 
+def test_checkpointing_that_a_family_lacks_is_refused(tmp_path: Path) -> None:
+    write_tiny("ctrl", tmp_path / "model")
+    config = config_of(tmp_path, f"model.name={tmp_path / 'model'}", "train.gradient_checkpointing=true")
+    with pytest.raises(ValueError, match=r"train\.gradient_checkpointing is true, and transformers has no gradient"):
+        run_sft(config)
+
+
 def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp_path: Path) -> None:
     adapter = finished / "adapters" / "latest"
     found = merge(read_trained(adapter, None), "bfloat16", tmp_path / "merged")

@@ -27,6 +27,7 @@ from rollout.adapters import AdapterStore
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked
 from tests.helpers.builders import completion, graded_group, prompt, result
+from tests.helpers.families import write_tiny
 from tests.helpers.grown import SAID, write_grown
 from tests.helpers.peft_adapters import write_peft
 
@@ -149,6 +150,7 @@ def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
         ("lora.targets=[q_porj]", "q_proj"),
         ("learner.attention=flash_attention_2", "learner.attention is flash_attention_2, which needs CUDA"),
         ("model.name=grown", f"model.name {SAID}"),
+        ("model.name=old", "learner.gradient_checkpointing is true, and transformers has no gradient checkpointing"),
     ],
 )
 def test_what_the_shapes_tell_is_refused_alike_without_weights(
@@ -163,9 +165,10 @@ def test_what_the_shapes_tell_is_refused_alike_without_weights(
     monkeypatch.setattr(assembling, "Learner", lambda *_: pytest.fail("weights are loaded"))
     settings = {"lora_alpha": 8}
     write_grown(here)
+    write_tiny("ctrl", here / "old")
     write_peft(here / "other", base_model_name_or_path="org/other")
     write_peft(here / "same", base_model_name_or_path=str(EMBEDDED_DIR), **settings)
-    run, dry = refusals_of(make_config(*SMALL, override), ranks, grader)
+    run, dry = refusals_of(make_config(*SMALL, "learner.gradient_checkpointing=true", override), ranks, grader)
     assert run == dry
     assert message in run
 
