@@ -156,21 +156,26 @@ def load_policy(config: SftConfig, device: torch.device) -> TrainablePolicy:
     return FullPolicy(config, load_weights(config.model, config.train.attention, torch.float32).to(device))
 
 
-def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
-    """Build everything the loop needs. Data are loaded before weights, so that cheap failures come first."""
-    output = Path(config.output_dir)
+def check_settings(config: SftConfig, *, resume: bool) -> None:
+    """Raises `ValueError` for what the model cannot do, from its config.json alone."""
     if config.data.packing:
         check_packable(load_model_config(config.model), "data.packing")
-    examples = load_examples(config, tokenizer)
-    largest = ([int(one.input_ids.max())] for one in (*examples.test, *examples.train))
-    check_vocabulary(largest, load_model_config(config.model), tokenizer, f"model.name {config.model.name}")
-    rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
-    batches = batches_of(config, rows)
     check_attention(config.train.attention, "train.attention")
     if config.train.gradient_checkpointing:
         check_checkpointing(config.model, "train.gradient_checkpointing")
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))
+
+
+def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
+    """Build everything the loop needs. Data are loaded before weights, so that cheap failures come first."""
+    output = Path(config.output_dir)
+    check_settings(config, resume=resume)
+    examples = load_examples(config, tokenizer)
+    largest = ([int(one.input_ids.max())] for one in (*examples.test, *examples.train))
+    check_vocabulary(largest, load_model_config(config.model), tokenizer, f"model.name {config.model.name}")
+    rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
+    batches = batches_of(config, rows)
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
     made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
     hashed = config_hash(config, made_from)
