@@ -1,15 +1,15 @@
 """A published version → every worker: an adapter as one object in the store, a whole model as files, once per machine.
 
-An adapter is small and several are loaded at a time, so its bytes stay in the store as long as it may be sampled from.
-A whole model is large (16 GB for 8B parameters) and replaces the previous one. Workers on a machine that sees the
-directory where it was published read it there. To any other machine it is sent in pieces, and each piece leaves the
-store once the following ones are in transit. Either way one worker per machine checks every file against the digest in
-the manifest, and its neighbours load the verified files.
+An adapter is small: its bytes stay in memory as long as it may be sampled from, for workers that come later, and are in
+the store only while they are sent. A whole model is large (16 GB for 8B parameters) and replaces the previous one.
+Workers on a machine that sees the directory where it was published read it there. To any other machine it is sent in
+pieces, and each piece leaves the store once the following ones are in transit. Either way one worker per machine checks
+every file against the digest in the manifest, and its neighbours load the verified files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,21 +38,41 @@ class Version(Protocol):
 
 @dataclass(eq=False)
 class Adapter:
-    """An adapter, sent in one piece."""
+    """An adapter, sent in one piece.
+
+    It leaves the store once every worker has it. If Ray ends on this machine (`ray stop`, or a cluster that takes the
+    machine for lost) while the store holds an object of this process, Ray also ends this process, without a word.
+    """
 
     ref: AdapterRef
-    _files: Any = field(init=False)
-    """References into the store, by file name."""
+    _files: dict[str, bytes] = field(init=False)
+    """Content by file name."""
+    _in_store: Any = field(init=False)
+    """Reference to the files in the store; None if they are not there."""
+    _takers: set[WorkerHandle] = field(default_factory=set, init=False)
+    """Workers that are taking it from the store."""
 
     def __post_init__(self) -> None:
         names = [MANIFEST, *read_manifest(self.ref.path)["files"]]
-        self._files = ray.put({name: (self.ref.path / name).read_bytes() for name in names})
+        self._files = {name: (self.ref.path / name).read_bytes() for name in names}
+        self._in_store = ray.put(self._files)
 
     def call(self, worker: WorkerHandle, deadline: float) -> Call | None:
-        return worker.load(self.ref, self._files, deadline)
+        if self._in_store is None:
+            self._in_store = ray.put(self._files)
+        self._takers.add(worker)
+        call = worker.load(self.ref, self._in_store, deadline)
+
+        def taken(digest: str) -> Complaint:
+            self.forget(worker)
+            return call.accept(digest)
+
+        return replace(call, accept=taken)
 
     def forget(self, worker: WorkerHandle) -> None:
-        """Nothing to do: each worker has its own copy."""
+        self._takers.discard(worker)
+        if not self._takers:
+            self._in_store = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

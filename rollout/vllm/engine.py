@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import os
 import re
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.distributed import DistStoreError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -48,7 +44,6 @@ patch_vllm()
 
 # How vLLM and torch report that a card or the machine is out of memory.
 NO_MEMORY = re.compile("out of memory|allocate memory")
-NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +84,6 @@ class VllmEngine:
                 raise EngineError(f"vLLM did not start: {error} On a CPU it needs lscpu, of util-linux") from error
             except RuntimeError as error:  # from torch, or from vLLM in its own words
                 message = first_line(error).rstrip(".")
-                if isinstance(error, DistStoreError) and message in NO_ROOM:
-                    raise EngineError(
-                        f"vLLM did not start: {message}, and its processes, even a single one, meet in a file in "
-                        f"{tempfile.gettempdir()}: make room there, or set TMPDIR to another directory"
-                    ) from error
                 if not NO_MEMORY.search(message):
                     raise
                 share = "cache (kv_cache_gib)" if current_platform.is_cpu() else "share of the card (memory_fraction)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm.compilation import decorators
 from vllm.config import get_current_vllm_config_or_none
 from vllm.platforms import current_platform
 from vllm.triton_utils import dispatcher
+from vllm.v1.executor import uniproc_executor
 from vllm.v1.sample import sampler
 
 MARK = "do_not_compile"
@@ -22,6 +24,7 @@ def patch_vllm() -> None:
     """Replace the functions; call once, before the first engine is created."""
     decorators._support_torch_compile = decorated_for_vllm_alone(decorators._support_torch_compile)
     vars(dispatcher)["vars"] = attributes
+    uniproc_executor.get_file_store_init_method = meeting_point
     if current_platform.is_cpu():
         sampler.batched_count_greater_than = uncounted
 
@@ -65,6 +68,15 @@ def attributes(value: Any) -> Mapping[str, Any]:
     """
     found = vars(value)
     return found if isinstance(found, Mapping) else {}
+
+
+def meeting_point() -> str:
+    """Where the only process of an engine meets itself: a file in memory.
+
+    vLLM names a file among the system's temporary ones, and it stays there if the process is killed, as the workers of
+    a pool are.
+    """
+    return f"file:///proc/self/fd/{os.memfd_create('vllm_dist')}"
 
 
 def uncounted(logprobs: Tensor, sampled: Tensor) -> Tensor:

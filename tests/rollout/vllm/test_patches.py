@@ -1,13 +1,19 @@
-"""Models of transformers remain usable when vLLM serves their class in the same process."""
+"""What is replaced in vLLM: models of transformers remain usable beside it, and it starts and ends cleanly."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.distributed.rendezvous import rendezvous
 from transformers import AutoModel
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.triton_utils import dispatcher
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 import rollout.vllm.engine  # noqa: F401  takes hold of the decorator
 from tests.helpers.families import tiny_config
@@ -40,3 +46,15 @@ def test_an_engine_starts_after_numba() -> None:
     """An object of llvmlite answers to any name, and vLLM asks every object of every module for its attributes."""
     pytest.importorskip("llvmlite.binding.ffi")
     dispatcher._rebind_kernels([])
+
+
+def test_an_engine_leaves_no_file_if_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own meeting point is a file that only its process removes, and a pool kills its workers."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    executor = object.__new__(UniProcExecutor)
+    executor.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device=torch.device("cpu")))
+    place, rank, _ = executor._distributed_args()
+    store, *_ = next(rendezvous(place, rank, 1))
+    store.set("met", "yes")
+    assert store.get("met") == b"yes"
+    assert not [*tmp_path.iterdir()]
