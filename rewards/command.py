@@ -201,6 +201,14 @@ def escape_unencodable() -> None:
         out.reconfigure(errors="backslashreplace")
 
 
+def check_working_directory() -> None:
+    """Raises `ValueError` if the current directory was deleted, where not even torch can be loaded."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ValueError("the current directory was deleted: change to one that exists, with `cd`") from None
+
+
 def settle_rank() -> None:
     """Make RANK and LOCAL_RANK consistent for all code that reads them. Raises `ValueError` if what a launcher should
     have set is no number, as where a script fills in a variable that it does not have.
@@ -265,6 +273,7 @@ class Command(TyperCommand):
         open_closed_streams()
         escape_unencodable()
         try:
+            check_working_directory()
             settle_rank()
         except ValueError as error:
             print_error(str(error), 2)

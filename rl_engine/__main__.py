@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def main() -> None:
         print_error(f"there is no command {name!r}{hint}", 2)
         sys.exit(2)
     # A user's reward function is found in the current directory, as with `python -m`.
-    sys.path.append(str(Path.cwd()))
+    with contextlib.suppress(FileNotFoundError):  # it was deleted: the command says so
+        sys.path.append(str(Path.cwd()))
     sys.argv = [f"rl-engine {name}", *rest]
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 

@@ -27,7 +27,7 @@ from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import METRICS, PLOT, REPORT
 from rl_engine.run.trained_adapter import TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
-from rollout.files.durable import check_writable, naming
+from rollout.files.durable import check_writable, follow_umask, naming
 from rollout.files.exclusive import exclusive
 from rollout.files.ownership import place_aside
 from rollout.models import from_home
@@ -101,8 +101,7 @@ def _fill(release: Release, folder: Path) -> None:
             (folder / "merged" / "run").mkdir(exist_ok=True)
             for file in (folder / MANIFEST, folder / "run" / RUN_CONFIG):  # the versions without paths
                 shutil.copyfile(file, folder / "merged" / "run" / file.name)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    follow_umask(folder)
     card = card_text(release, rounding, [str(path) for path in files_of(folder)])
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -29,9 +29,8 @@ def written_aside(target: Path) -> Iterator[Path]:
         with naming(target, scratch):
             scratch.mkdir(parents=True)
             yield scratch
+            follow_umask(scratch)
             for file in scratch.iterdir():
-                # safetensors creates files that only their owner can read; samplers may run as another user.
-                file.chmod(0o644)
                 sync(file)
             sync(scratch)
             trash = _set_aside(target)
@@ -40,6 +39,15 @@ def written_aside(target: Path) -> Iterator[Path]:
             shutil.rmtree(trash, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def follow_umask(directory: Path) -> None:
+    """Give all files in a new directory the mode that the umask gives to new files. safetensors creates files that only
+    their owner can read, but samplers and colleagues may be other users."""
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from rewards.command import _terminated_within
+from rl_engine.__main__ import main as rl_engine
 from tests.command.test_help import CONFIGURED, MODULES, app_of
 
 INCOMPLETE = [
@@ -113,6 +114,16 @@ def test_an_option_without_its_value_is_one_line(module: str, param: Any) -> Non
 def test_the_line_names_option_value_and_way_out(command: tuple[str, ...], words: str) -> None:
     name, *arguments = command
     assert line_of(f"rl_engine.{name}", *arguments).startswith(f"error: {words}")
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr("sys.argv", ["rl-engine", "report", "run"])
+    monkeypatch.setattr("runpy.run_module", lambda *_, **__: None)
+    rl_engine()  # leaves it to the command
+    assert line_of("rl_engine.report", "run").startswith("error: the current directory was deleted: change to one")
 
 
 @pytest.mark.parametrize("module", CONFIGURED)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,19 @@ def test_a_manifest_vouches_for_no_file_elsewhere(store: AdapterStore) -> None:
         (paths[1] / MANIFEST).write_text(json.dumps({"format": 1, "files": {name: digest}}))
         with pytest.raises(AdapterError, match="is missing"):
             read_manifest(paths[1])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
+def test_a_version_has_the_modes_of_the_umask(umask: int, mode: int, store: AdapterStore) -> None:
+    def write(directory: Path) -> None:
+        (directory / "w.safetensors").touch(0o600)  # as safetensors does
+
+    earlier = os.umask(umask)
+    try:
+        version = store.publish(0, write, {"rank": 1}).path
+    finally:
+        os.umask(earlier)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in version.iterdir()} == {mode}
 
 
 def test_what_a_killed_process_left_is_removed(store: AdapterStore) -> None:

@@ -1,7 +1,7 @@
 """What a run writes, with the process killed before every single file operation: the old or the new, never a half.
 
 The work is done in a fork that ends itself, as kill -9 would, at its n-th operation, for n = 1, 2, … until it
-completes. What a power failure would lose is not covered.
+completes. What a power failure would lose is covered only by the order in which files are synced and renamed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from rl_engine.config import load_config
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.records import Records, read_metrics
 from rollout.adapters import AdapterStore
+from rollout.files.durable import write_synced
 from rollout.files.ownership import MARKER
 
 OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink"}
@@ -135,6 +137,28 @@ def test_a_published_version_is_complete_or_absent(tmp_path: Path) -> None:
     found = every_crash(tmp_path, before, work, check, lambda root: publish(root, 3))
     assert set(found) == {1, 2}
     assert len(found) > 10
+
+
+def test_nothing_is_renamed_into_place_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(what: str, function: Callable[..., object], path_of: Callable[[Any], Path]) -> Callable[..., object]:
+        def call(first: Any, *others: Any) -> object:
+            done.append(f"{what} {path_of(first).relative_to(tmp_path)}")
+            return function(first, *others)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted("sync", os.fsync, lambda number: Path(f"/proc/self/fd/{number}").readlink()))
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, noted("move", getattr(Path, name), lambda path: path))
+    Checkpoints(tmp_path, 1).save(state_of(1), tensors_of(1))
+    files = [f"sync .step000001.partial/{name}" for name in ("learner.safetensors", "manifest.json", "state.json")]
+    moved = ["move step000001", "move .step000001.partial", "sync ."]  # what was there before is moved away first
+    assert (sorted(done[:3]), done[3:]) == (files, ["sync .step000001.partial", *moved])
+    done.clear()
+    write_synced(tmp_path / "config.yaml", "seed: 0")
+    assert done == ["sync .config.yaml.partial", "move .config.yaml.partial", "sync ."]
 
 
 def test_going_on_from_a_checkpoint_can_be_cut_off_anywhere(tmp_path: Path) -> None:
