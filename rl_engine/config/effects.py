@@ -167,15 +167,18 @@ RULES = (
     ),
     Rule(
         keys=("data.arithmetic.count",),
-        depends_on=("data.limit",),
-        idle=lambda of: of["data.limit"] is not None,
+        depends_on=("data.limit", "data.level"),
+        idle=lambda of: of["data.limit"] is not None and of["data.level"] is None,
         why="data.limit ({data.limit}) says how many problems are generated",
         instead="leave one of the two out",
     ),
     Rule(
         keys=("data.arithmetic.count",),
-        depends_on=("data.mix",),
-        idle=lambda of: {one.limit is None for one in of["data.mix"] or () if one.source == ARITHMETIC} == {False},
+        depends_on=("data.mix", "data.level"),
+        idle=lambda of: (
+            of["data.level"] is None
+            and {one.limit is None for one in of["data.mix"] or () if one.source == ARITHMETIC} == {False}
+        ),
         why="every source of sums in data.mix has a limit, which says how many are generated",
         instead="leave one of the two out",
     ),

@@ -119,7 +119,9 @@ class CellConsole(RunConsole):
 
     def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
         line = self.line_of(metrics, reports)
-        self.board.figures(self.name, {column.title: column.text(line) for column in SHOWN})
+        figures = {column.title: column.text(line) for column in SHOWN}
+        if any(text for title, text in figures.items() if title != "step"):
+            self.board.figures(self.name, figures)
 
     def note(self, text: str) -> None:
         self.board.note(self.name, text)

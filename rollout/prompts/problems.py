@@ -186,7 +186,10 @@ def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_
 def _generated(part: DataPart, split: Split, seed: int) -> Iterable[Problem]:
     config = part.config
     if config.source == ARITHMETIC:
-        return arithmetic_problems(config.arithmetic, split, config.limit or config.arithmetic.count, seed)
+        count, limit = config.arithmetic.count, config.limit
+        # As with a file, the limit counts the problems that `data.level` leaves.
+        wanted = max(count, limit or 0) if config.level else limit or count
+        return arithmetic_problems(config.arithmetic, split, wanted, seed)
     where = part.key.removesuffix("path")
     found = task_problems(task_of(config.task, config.task_settings, where), split, seed, where)
     return itertools.islice(found, config.limit or COUNT)

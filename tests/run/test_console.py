@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from evals.__main__ import app as evals
 from rl_engine.config import load_config
+from rl_engine.run.board import Board, CellConsole
 from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 from rl_engine.train.next_steps import next_steps
 from rollout.models import EMBEDDED_DIR
@@ -104,6 +105,15 @@ def test_rows_are_as_wide_as_the_terminal_at_most(width: int, terminal: bool) ->
     assert len(rows) == 4
     assert max(map(len, rows)) <= max(width, 40)
     assert all("accuracy" in line for line in rows if is_header(line))
+
+
+def test_a_run_on_a_board_has_no_row_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without `eval.at_start`, nothing was measured before the first step."""
+    board = Board(quiet=False, names=["one"])
+    console = CellConsole(quiet=False, steps=2, board=board, name="one")
+    console.row({"step": 0, "adapter/version": 0}, [])
+    console.row({"step": 1, **LINE}, [])
+    assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == ["step 1/2"]
 
 
 def test_a_pipe_gets_lines_without_trailing_spaces() -> None:

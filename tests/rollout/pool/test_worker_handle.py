@@ -6,8 +6,9 @@ from typing import NoReturn
 
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from rollout.engine import NanError, PoolError
 from rollout.pool.worker_handle import answer_of
 
 
@@ -24,3 +25,14 @@ def test_a_lost_answer_is_reported_even_where_ray_says_nothing(
 
     monkeypatch.setattr(ray, "get", fails)
     assert answer_of(None) == (None, f"it died or its answer was lost: {told}")
+
+
+def test_a_model_that_computes_nan_is_no_fault_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replacement computed the same NaN, and the run ended only after the last of them was lost."""
+
+    def fails(handle: object, timeout: float) -> NoReturn:
+        raise RayTaskError("generate", "Traceback", NanError("the sampler computed NaN with base: its weights"))
+
+    monkeypatch.setattr(ray, "get", fails)
+    with pytest.raises(PoolError, match=r"^the sampler computed NaN with base: its weights$"):
+        answer_of(None)
