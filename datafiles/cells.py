@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +158,8 @@ def text_in(value: Any, column: str) -> str:
 
 def answer_in(value: Any, column: str) -> str:
     """The answer: a text, number or boolean, by itself, in a list of one, or under `ground_truth`; list and mapping may
-    be written as text. Empty if there is none.
+    be written as text. Empty if there is none. A number that is no text is written without the digits that are binary
+    rounding.
 
     Raises `UnusableError` for anything else.
     """
@@ -175,9 +177,24 @@ def answer_in(value: Any, column: str) -> str:
         raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
+    if isinstance(value, float):
+        value = decimal_of(value)
     # White space at the beginning may be what is left of \frac, \text or \theta.
     text = _lone_item(plain(unescaped(value) if isinstance(value, str) else value))
     return "" if text.lower() in NO_ANSWERS else text
+
+
+def decimal_of(value: float) -> float:
+    """The decimal that a binary fraction was meant to be: 0.3 for 0.1 + 0.2, whose digits after the fifteenth are
+    rounding, and 1.6 for 1.600000023841858, a number that was stored in single precision."""
+    rounded = float(f"{value:.15g}")
+    if value in (rounded, round(value)):
+        return value
+    with contextlib.suppress(OverflowError):  # too large for single precision
+        single = struct.pack("f", value)
+        if struct.unpack("f", single)[0] == value:
+            return next(short for n in range(6, 10) if struct.pack("f", short := float(f"{value:.{n}g}")) == single)
+    return rounded
 
 
 def unescaped(text: str) -> str:

@@ -93,11 +93,13 @@ class RewardConfig(BaseModel):
             raise ValueError("function_arguments needs function, the import path of what takes them")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function must look like 'package.module:name', not {self.function!r}")
-        module = (self.function or "").partition(":")[0]
+        module, _, name = (self.function or "").partition(":")
         if "/" in module or module.endswith(".py"):
-            name = module.removesuffix(".py").strip("./").replace("/", ".")
+            place, _, file = module.removesuffix(".py").rpartition("/")
+            inside = not place.startswith(("/", "..", "~"))
+            dotted = f"{place}/{file}".strip("./").replace("/", ".") if inside else file
+            where = "" if inside else f", with {place} on PYTHONPATH or as the current directory"
             raise ValueError(
-                f"function is {self.function!r}: name the module, not its file, as in "
-                f"'{name}:{(self.function or '').partition(':')[2]}'"
+                f"function is {self.function!r}: name the module, not its file, as in '{dotted}:{name}'{where}"
             )
         return self

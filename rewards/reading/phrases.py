@@ -231,6 +231,8 @@ FUNCTION_NAMES = frozenset(
     ]
 )
 _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+# Two letters in a row of which one is neither Latin without an accent nor Greek, which may be mathematics.
+_OTHER_SCRIPT = re.compile(r"(?=[^\W\d_]{2}).?[^\W\d_a-zA-ZͰ-Ͽ]")
 
 
 _OPENED_TEXT = re.compile(r"\\text\s*\{")
@@ -337,11 +339,13 @@ def moment(text: str) -> Moment | None:
 
 
 def words(text: str) -> Words | None:
-    r"""Ordinary words, not a product of letters: three or more letters in a row outside commands."""
+    r"""Ordinary words, not a product of letters: three or more letters in a row outside commands, or a word that is
+    not spelled with a to z alone, such as да, sí or 東京."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     if re.search(r"[=<>^\\+*/|]|\d", bare):
         return None
     runs = _LETTER_RUN.findall(bare)
-    if any(len(run) >= 3 and run.lower() not in FUNCTION_NAMES for run in runs) or r"\text" in text:
+    is_word = any(len(run) >= 3 and run.lower() not in FUNCTION_NAMES for run in runs)
+    if is_word or r"\text" in text or _OTHER_SCRIPT.search(bare):
         return Words(fold(text))
     return None

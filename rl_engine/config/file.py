@@ -45,6 +45,12 @@ FREE_TEXT = frozenset({"sampling.stop"})
 # Keys whose `~` is expanded only when the file is opened, so that a resumed run sees the value it began with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
+# `$HOME/runs` and `$SCRATCH`.
+VARIABLE = re.compile(r"\$([A-Z_][A-Z0-9_]*)(?=/|$)")
+UNSPACED = re.compile(r"\s*[\w.-]+:[^\s/\\]")
+TABLE = re.compile(r"^\[[\w.]+\]\s*$", re.MULTILINE)
+TOML = "a [table] as in TOML; a configuration is YAML, which has  table:  and its keys indented below it"
+
 # Values that are names chosen by the user, who may call an arm `none`.
 OWN_NAMES = frozenset({"reference"})
 
@@ -207,6 +213,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
     if tree in (None, {}):
         raise ConfigError(f"{path}: the file is empty")
+    if isinstance(tree, str) and TABLE.search(text):
+        raise ConfigError(f"{path}: {TOML}")
     if isinstance(tree, str):  # `seed = 3`
         tree = {tree: None}
     if not isinstance(tree, dict):
@@ -235,11 +243,16 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return f": {first_line(error)}"
-    line = ([*text.splitlines(), ""])[mark.line]
+    lines = [*text.splitlines(), ""]
+    if "expected ':'" in problem or "mapping values" in problem:
+        for number in (mark.line, mark.line - 1):  # YAML may notice it on the next line
+            if number >= 0 and UNSPACED.match(lines[number]):
+                return f", line {number + 1}: {lines[number].strip()} has no space after its colon"
+    line = lines[mark.line]
     if "\t" in line and "cannot start any token" in problem:
         problem = "a tab, where YAML takes spaces alone"
-    elif re.search(r"^\[[\w.]+\]\s*$", text, re.MULTILINE):
-        problem = "a [table] as in TOML; a configuration is YAML, which has  table:  and its keys indented below it"
+    elif TABLE.search(text):
+        problem = TOML
     elif "${" in line and "expected ',' or" in problem:
         problem = 'between { } or [ ] a ${…} is written in quotes, "${…}"'
     return f", line {mark.line + 1}: {problem}"
@@ -323,8 +336,11 @@ def as_intended(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dic
 def at_home(value: Any, key: str) -> Any:
     """Expand `~` in the paths of a key's value: only shells do that, and not after every `key=`.
 
-    Raises `ConfigError` if the system has no home directory.
+    Raises `ConfigError` if the system has no home directory, or for a path in a variable that only a shell expands.
     """
+    if isinstance(value, str) and (variable := VARIABLE.match(value)):
+        name = f"${{oc.env:{variable[1]}}}"
+        raise ConfigError(f"{key} is {value!r}: a variable of the environment is written {name}")
     if isinstance(value, str) and value.startswith("~/"):
         try:
             return str(Path(value).expanduser())

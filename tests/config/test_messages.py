@@ -240,6 +240,9 @@ def test_a_section_without_keys_is_empty(tmp_path: Path) -> None:
         (b"a: [1\n", "line 2: "),
         (b"seed: 1\nlora:\n\trank: 2\n", "line 3: a tab"),
         (b"[train]\nsteps = 2\n", "line 2: a [table] as in TOML; a configuration is YAML"),
+        (b"seed = 1\n[train]\nsteps = 2\n", ": a [table] as in TOML; a configuration is YAML"),
+        (b"lora:\n  rank:3\n  alpha: 2\n", "line 2: rank:3 has no space after its colon"),
+        (b"train: {steps: 2}\nseed:3\n", "line 2: seed:3 has no space after its colon"),
         (b"seed: 1\nseed: 2\n", "line 2: seed is given twice"),
         (b"lora: {rank: 1, rank: 2}\n", "line 1: rank is given twice"),
         (b"\xff\xfe\x00", "UTF-16 text"),
@@ -260,6 +263,21 @@ def test_a_file_that_is_no_configuration_is_one_line(
     assert result.output.startswith(f"error: {path}")
     assert words in result.output
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["output_dir", "eval.data_dir"])
+def test_a_variable_that_only_a_shell_expands_is_refused(key: str) -> None:
+    """Seen: a run in a directory called `$SCRATCH`."""
+    said = message("quickstart.yaml", f"{key}=$SCRATCH/runs")
+    assert said == f"{key} is '$SCRATCH/runs': a variable of the environment is written ${{oc.env:SCRATCH}}"
+
+
+@pytest.mark.parametrize("key", ["sampling.stop", "prompt.instruction"])
+def test_a_line_break_is_not_a_backslash_and_a_letter(key: str) -> None:
+    """Seen: a stop string that no completion could hold."""
+    assert rf"{key} has a backslash and the letter n" in message("quickstart.yaml", rf"{key}=A\n\n")
+    assert "\n\n" in value(key, rf'{key}="\n\n"')
+    assert r"\neq 3 \times" in value(key, rf"{key}=\neq 3 \times")
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (Config, "lora_dropout=0.1", ["no dropout"]),
         (Config, "tokenizer.path=x", ["model.name"]),
         (Config, "push_to_hub=true", ["rl_engine.push"]),
+        (Config, "groups_per_batch=64", ["train.problems_per_step"]),
+        (Config, "grpo.num_generations_per_prompt=8", ["sampling.n"]),
     ],
 )
 def test_a_key_of_another_library_is_translated(schema: type[CommandConfig], override: str, words: list[str]) -> None:

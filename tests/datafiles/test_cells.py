@@ -55,7 +55,10 @@ def test_a_problem_is_a_text_or_the_last_turn_of_a_chat(problem: Any, expected: 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (7, "7"), (0, "0"), (2.5, "2.5"), (True, "True"), (False, "False"), (["7"], "7"), ([[7]], "7"),
+        (7, "7"), (0, "0"), (2.5, "2.5"), (0.1 + 0.2, "0.3"), (10 / 3, "3.33333333333333"), (1e-7, "1e-07"),
+        (2.0**60, "1.152921504606847e+18"), (1e300, "1e+300"), (1234567.125, "1234567.125"),
+        (1.600000023841858, "1.6"), (3.3333332538604736, "3.3333333"), ("0.30000000000000004", "0.30000000000000004"),
+        (True, "True"), (False, "False"), (["7"], "7"), ([[7]], "7"),
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
         ([], "no answer"), (None, "no answer"), ({"ground_truth": None}, "no answer"),
         (["1", "2"], "answer is a list, not a text"), ({"value": 7}, "answer is a mapping, not a text"),

@@ -211,6 +211,8 @@ def test_other_columns_reach_the_function_in_its_process() -> None:
 def test_a_file_in_place_of_a_module_is_refused_with_the_module(path: str) -> None:
     with pytest.raises(ValueError, match=r"name the module, not its file, as in '(sub\.)?my_rewards:item'"):
         RewardConfig(function=path)
+    with pytest.raises(ValueError, match=r"as in 'my_rewards:item', with /home/me/lab on PYTHONPATH or as the current"):
+        RewardConfig(function="/home/me/lab/my_rewards.py:item")
 
 
 @pytest.mark.parametrize(
