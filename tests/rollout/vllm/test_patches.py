@@ -1,13 +1,23 @@
-"""Models of transformers remain usable when vLLM serves their class in the same process."""
+"""Models of transformers remain usable when vLLM serves their class in the same process, and any token is sampled."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import AutoModel, PreTrainedTokenizerFast
+from vllm import SamplingParams
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.triton_utils import dispatcher
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsLists
 
 import rollout.vllm.engine  # noqa: F401  takes hold of the decorator
 from tests.helpers.families import tiny_config
@@ -40,3 +50,13 @@ def test_an_engine_starts_after_numba() -> None:
     """An object of llvmlite answers to any name, and vLLM asks every object of every module for its attributes."""
     pytest.importorskip("llvmlite.binding.ffi")
     dispatcher._rebind_kernels([])
+
+
+def test_a_token_of_the_model_alone_may_be_sampled() -> None:
+    """Seen with stop strings: vLLM decoded the token by itself, and a TypeError ended an evaluation."""
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    words.pre_tokenizer = Metaspace()
+    request: Any = SimpleNamespace(sampling_params=SamplingParams(logprobs=0, flat_logprobs=True))
+    processor: Any = LogprobsProcessor.from_new_request(PreTrainedTokenizerFast(tokenizer_object=words), request)
+    processor._update_sample_logprobs(LogprobsLists(np.array([[5]]), np.array([[-1.0]]), np.array([0])))
+    assert processor.logprobs.token_ids == [5]
