@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from vllm.compilation import decorators
 from vllm.config import get_current_vllm_config_or_none
 from vllm.platforms import current_platform
 from vllm.triton_utils import dispatcher
+from vllm.v1.engine import logprobs as logprobs_of_tokens
 from vllm.v1.executor import uniproc_executor
 from vllm.v1.sample import sampler
 
@@ -25,6 +26,7 @@ def patch_vllm() -> None:
     decorators._support_torch_compile = decorated_for_vllm_alone(decorators._support_torch_compile)
     vars(dispatcher)["vars"] = attributes
     uniproc_executor.get_file_store_init_method = meeting_point
+    logprobs_of_tokens.convert_ids_list_to_tokens = without_texts
     if current_platform.is_cpu():
         sampler.batched_count_greater_than = uncounted
 
@@ -86,3 +88,12 @@ def uncounted(logprobs: Tensor, sampled: Tensor) -> Tensor:
     code is compiled at an engine's first token, which takes seconds and needs a C++ compiler.
     """
     return torch.zeros(len(logprobs), dtype=torch.int64, device=logprobs.device)
+
+
+def without_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """An empty text for each token beside its log-probability.
+
+    If a request has stop strings, vLLM decodes every sampled token once more, by itself, and nobody here reads that.
+    With a tokenizer of the Metaspace kind it fails on a token that only the model has, as where embeddings are padded.
+    """
+    return [""] * len(token_ids)

@@ -1,19 +1,28 @@
-"""What is replaced in vLLM: models of transformers remain usable beside it, and it starts and ends cleanly."""
+"""What is replaced in vLLM: models of transformers remain usable beside it, it starts and ends cleanly, and any token
+is sampled."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
 from torch.distributed.rendezvous import rendezvous
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedTokenizerFast
+from vllm import SamplingParams
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.triton_utils import dispatcher
+from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.outputs import LogprobsLists
 
 import rollout.vllm.engine  # noqa: F401  takes hold of the decorator
 from tests.helpers.families import tiny_config
@@ -58,3 +67,13 @@ def test_an_engine_leaves_no_file_if_it_is_killed(tmp_path: Path, monkeypatch: p
     store.set("met", "yes")
     assert store.get("met") == b"yes"
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_token_of_the_model_alone_may_be_sampled() -> None:
+    """Seen with stop strings: vLLM decoded the token by itself, and a TypeError ended an evaluation."""
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    words.pre_tokenizer = Metaspace()
+    request: Any = SimpleNamespace(sampling_params=SamplingParams(logprobs=0, flat_logprobs=True))
+    processor: Any = LogprobsProcessor.from_new_request(PreTrainedTokenizerFast(tokenizer_object=words), request)
+    processor._update_sample_logprobs(LogprobsLists(np.array([[5]]), np.array([[-1.0]]), np.array([0])))
+    assert processor.logprobs.token_ids == [5]
