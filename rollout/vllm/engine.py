@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import os
 import re
 import subprocess
 import tempfile
@@ -15,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.distributed import DistStoreError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -48,7 +45,8 @@ patch_vllm()
 
 # How vLLM and torch report that a card or the machine is out of memory.
 NO_MEMORY = re.compile("out of memory|allocate memory")
-NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+MEETING_BYTES = 16_384
+"""More than a process of vLLM writes into the file in which its processes meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,7 @@ class VllmEngine:
     """Key of the version whose full weights are loaded."""
 
     def __post_init__(self) -> None:
+        _check_meeting_place()
         with warnings.catch_warnings(), lora_arithmetic(self.settings):
             warnings.simplefilter("ignore", FutureWarning)
             try:
@@ -89,11 +88,6 @@ class VllmEngine:
                 raise EngineError(f"vLLM did not start: {error} On a CPU it needs lscpu, of util-linux") from error
             except RuntimeError as error:  # from torch, or from vLLM in its own words
                 message = first_line(error).rstrip(".")
-                if isinstance(error, DistStoreError) and message in NO_ROOM:
-                    raise EngineError(
-                        f"vLLM did not start: {message}, and its processes, even a single one, meet in a file in "
-                        f"{tempfile.gettempdir()}: make room there, or set TMPDIR to another directory"
-                    ) from error
                 if not NO_MEMORY.search(message):
                     raise
                 share = "cache (kv_cache_gib)" if current_platform.is_cpu() else "share of the card (memory_fraction)"
@@ -325,6 +319,19 @@ class VllmEngine:
         if adapter.key not in self._loaded:
             raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._loaded) or 'none'}")
         return self._loaded[adapter.key]
+
+
+def _check_meeting_place() -> None:
+    """Raises `EngineError` without room for the file in which vLLM's processes, even a single one, meet. torch, which
+    writes it, would say so too, but then try for minutes to write that it leaves."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(MEETING_BYTES))
+    except OSError as error:
+        raise EngineError(
+            f"vLLM did not start: {error.strerror}, and its processes, even a single one, meet in a file in "
+            f"{tempfile.gettempdir()}: make room there, or set TMPDIR to another directory"
+        ) from error
 
 
 def _left_out(model: Any, number: int) -> list[str]:
