@@ -70,6 +70,11 @@ class LossConfig(Section):
         """Clipping bounds of the chosen loss, by argument name."""
         return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
 
+    def terms(self) -> list[str]:
+        """What is added to the loss, as text for the user."""
+        terms = [f"KL to the base model × {self.kl_coef:g} ({self.kl_penalty})"] if self.kl_coef else []
+        return [*terms, f"entropy × {self.entropy_coef:g}"] if self.entropy_coef else terms
+
     @property
     def correction(self) -> Correction:
         """`sampler_correction` with auto resolved."""

@@ -52,10 +52,12 @@ class OptimConfig(Section):
         return warm * SCHEDULES[self.schedule](done / steps)
 
     def describe(self) -> str:
-        """Adam and its learning rate, as text for the user."""
+        """Adam, its learning rate, and what else was set, as text for the user."""
         extras = [f"{self.schedule} rate {self.rate:g}"]
         if self.warmup_steps:
             extras.append(f"{self.warmup_steps} warm-up steps")
         if self.weight_decay:
             extras.append(f"weight decay {self.weight_decay:g}")
+        if self.clip_norm:
+            extras.append(f"gradients clipped at {self.clip_norm:g}")
         return ", ".join([f"Adam {self.betas[0]:g}/{self.betas[1]:g}", *extras])

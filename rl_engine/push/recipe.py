@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rl_engine.config import Config, LoraConfig, OptimConfig
+from rl_engine.config import Config, LoraConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.trained_adapter import TrainingRun
 from rl_engine.sft.conversations import chat_of
@@ -41,7 +41,7 @@ def _reinforced(config: Config, step: int | None) -> Rows:
         ("sampling", _sampling(config)),
         ("reward", _reward(config)),
         ("objective", _objective(config)),
-        ("optimizer", _optimizer(config.optim)),
+        ("optimizer", config.optim.describe()),
         ("steps", _steps(config, step)),
     ]
 
@@ -52,7 +52,7 @@ def _supervised(config: SftConfig) -> Rows:
     what = "packed rows" if config.data.packing else "examples"
     return [
         ("objective", "log-likelihood of the answers"),
-        ("optimizer", _optimizer(config.optim)),
+        ("optimizer", config.optim.describe()),
         ("steps", f"{length} of {train.batch_size} {what} of up to {config.data.max_tokens:,} tokens"),
     ]
 
@@ -130,18 +130,10 @@ def _objective(config: Config) -> str:
     loss = config.loss
     parts = [f"`{loss.name}` over `{loss.baseline}`, normalized by `{loss.normalizer}`"]
     parts += [f"{name} {value:g}" for name, value in loss.bounds().items()]
-    if loss.kl_coef:
-        parts.append(f"KL to the base model × {loss.kl_coef:g} ({loss.kl_penalty})")
-    if loss.entropy_coef:
-        parts.append(f"entropy × {loss.entropy_coef:g}")
+    parts += loss.terms()
     if loss.correction != "none":
         parts.append(f"sampler correction {loss.correction}")
     return ", ".join(parts)
-
-
-def _optimizer(optim: OptimConfig) -> str:
-    clip = f", gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else ""
-    return f"{optim.describe()}{clip}"
 
 
 def _steps(config: Config, step: int | None) -> str:

@@ -350,8 +350,12 @@ def plan_lines(config: Config) -> dict[str, str]:
         ),
         **({"workers": handed_out} if config.rollout.placement == "ray" else {}),
         **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
-        "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {updates} update{'s' * (updates > 1)} per step, "
-            f"{config.optim.describe()}"
+        "learning": ", ".join(
+            [
+                f"{config.loss.name} over {config.loss.baseline}",
+                *config.loss.terms(),
+                f"{updates} update{'s' * (updates > 1)} per step",
+                config.optim.describe(),
+            ]
         ),
     }

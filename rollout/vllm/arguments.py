@@ -41,6 +41,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # in a copy of a Mistral model that was fine-tuned, those are still the original weights.
         "config_format": "hf",
         "load_format": "hf",
+        # Without an index, vLLM downloads and reads all of a repository. The first pattern is its default.
+        "ignore_patterns": ["original/**/*", "consolidated*"],
         # Load only the language model of a multimodal model.
         "language_model_only": True,
         "disable_log_stats": True,

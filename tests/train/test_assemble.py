@@ -64,3 +64,12 @@ def test_in_process_nothing_is_cut(make_config: Any) -> None:
     assert resolve_eval_pieces(resolve_pieces(config, resume=False), 100, resume=False) == config
     with pytest.raises(ConfigError, match=r"eval\.prompts_per_piece is 4, and has no effect"):
         make_config("eval.prompts_per_piece=4")
+
+
+def test_the_first_lines_name_all_that_is_learned_with(make_config: Any) -> None:
+    """Clipping and the KL term were left out: two cells of a sweep that differ in nothing else looked the same."""
+    config = make_config("loss.kl_coef=0.01", "loss.entropy_coef=-0.5", "optim.clip_norm=0.2", "optim.lr=1e-3")
+    assert plan_lines(config)["learning"] == (
+        "importance_sampling over group_mean, KL to the base model × 0.01 (k3), entropy × -0.5, 1 update per step, "
+        "Adam 0.9/0.95, constant rate 0.001, gradients clipped at 0.2"
+    )

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from vllm.config import LoadConfig
@@ -62,3 +63,7 @@ def test_weights_in_mistrals_own_format_are_not_sampled_from(
     assert [Path(file).name for file in files] == ["model-00001-of-00001.safetensors"]
     found = get_config(str(model), trust_remote_code=False, config_format=arguments.get("config_format", "auto"))
     assert (found.model_type, found.hidden_size) == ("qwen3", 192)
+    # Beside a single file, which has no index, both used to be downloaded and read.
+    held = ["model.safetensors", "consolidated.safetensors", "original/consolidated/00.safetensors"]
+    left_out = arguments.get("ignore_patterns", LoadConfig().ignore_patterns)
+    assert [*filter_repo_objects(held, allow_patterns="*.safetensors", ignore_patterns=left_out)] == held[:1]
