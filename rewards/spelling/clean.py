@@ -143,15 +143,8 @@ _REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "(or ", "/_")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = (
-    (r"\(", r"\)"),
-    (r"\[", r"\]"),
-    ("$$", "$$"),
-    ("$", "$"),
-    ("**", "**"),
-    ("`", "`"),
-    ("__", "__"),
-    ('"', '"'),
-)
+    (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"), ('"', '"'),
+)  # fmt: skip
 _DELIMITER = re.compile(r"(?<!\\)\\[()]")
 _CONNECTIVE = re.compile(
     r"(?:=(?!=)|\\(?:therefore|implies|to|checkmark|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)"
