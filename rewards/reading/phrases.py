@@ -23,7 +23,7 @@ _FOLDED: dict[str, Node] = {
             ("infinity", "infinite", "plus infinity", "positive infinity", "infinitely many", "unbounded"),
         ),
         (Expression(r"-\infty"), ("negative infinity", "minus infinity")),
-        *((Words(word), (word,)) for word in ("yes", "no", "true", "false")),
+        (Words("yes"), ("yes",)), (Words("no"), ("no",)), (Words("true"), ("true",)), (Words("false"), ("false",)),
     )
     for phrase in phrases
 }  # fmt: skip
@@ -128,7 +128,8 @@ _NAMED_CHOICE = re.compile(
     rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
 )
 _CONTINUES = re.compile(
-    r"(?:and|or)\b|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
+    r"(?:and|or)\b|(?:is|was)(?:n't|\b.*\b(?:not|no|wrong|incorrect|false|invalid|impossible|out))\b"
+    r"|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
 )
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
