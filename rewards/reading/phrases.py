@@ -128,7 +128,8 @@ _NAMED_CHOICE = re.compile(
     rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
 )
 _CONTINUES = re.compile(
-    r"(?:and|or)\b|(?:is|was)(?:n't|\b.*\b(?:not|no|wrong|incorrect|false|invalid|impossible|out))\b"
+    r"(?:and|or|wrong|incorrect)\b"
+    r"|(?:is|was)(?:n't|\b.*\b(?:not|no|wrong|incorrect|false|invalid|impossible|out|eliminated|excluded|rejected))\b"
     r"|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
 )
 _TIME = re.compile(

@@ -312,7 +312,7 @@ class Reader:
         if len(pieces) == 1:
             return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
         rows = [split.enclosed(piece) for piece in pieces]
-        if opening == "[" and all(row and row[::2] == ("[", "]") for row in rows):  # [[1, 2], [3, 4]], as in a program
+        if all(pair and pair[::2] == ("[", "]") for pair in [found, *rows]):  # [[1, 2], [3, 4]], as in a program
             return Matrix(tuple(tuple(map(self.element, _between_commas(row[1]))) for row in rows if row))
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
