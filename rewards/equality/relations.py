@@ -124,7 +124,7 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         if one.operators == other.operators
     ]
     for one, other in turned:
-        if _same_name(one.sides[0], other.sides[0]) and equal(read(one.sides[1]), read(other.sides[1])):
+        if _bare(one.sides[0]) == _bare(other.sides[0]) and equal(read(one.sides[1]), read(other.sides[1])):
             return True
         if one.operators == ("=",) and _same_function(one, other, equal):
             return True
@@ -168,7 +168,7 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     """Compare a < b < c side by side, also from right to left, and x = … = 5 by its name and its last side."""
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
-        return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
+        return _bare(ends[0][0]) == _bare(ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
     return any(
         reference.operators == candidate.operators
         and in_order(reference.sides, candidate.sides, lambda one, other: equal(read(one), read(other)))
@@ -176,19 +176,16 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     )
 
 
-def _same_name(one: str, other: str) -> bool:
-    strip = str.maketrans("", "", "{} ")
-    return one.translate(strip) == other.translate(strip)
-
-
 # -- lists of named values ---------------------------------------------------------------------------------
 
 
 def is_assignment_list(node: Items) -> bool:
     """Whether every element names its value and at least two names differ: x = 1, y = 2."""
-    if leaves_open(node):
+    groups = None if leaves_open(node) else _groups(node)
+    if groups is None:
         return False
-    return len(_names(node)) >= 2 or any(isinstance(part, Items) and _names(part) for part in node.elements)
+    names = {name for group in groups for name, _ in group}
+    return len(names) >= 2 or any(isinstance(part, Items) for part in node.elements)
 
 
 def leaves_open(node: Items) -> bool:
@@ -217,15 +214,6 @@ def _stated(part: Node) -> tuple[str, list[str]] | None:
 
 
 _LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
-
-
-def _names(node: Items) -> set[str]:
-    found = set()
-    for part in node.elements:
-        if not (isinstance(part, Relation) and part.operators == ("=",) and names_value(part.sides[0])):
-            return set()
-        found.add(part.sides[0].replace(" ", ""))
-    return found
 
 
 _ROOTS = {"x", "y", "z", "r", "t", "k", "m", "n", "p", "q", r"\lambda", r"\alpha", r"\beta", r"\theta"}
