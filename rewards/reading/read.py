@@ -360,9 +360,7 @@ def _has_one_choice_of_sign(inside: str) -> bool:
 def _between_commas(inside: str) -> list[str]:
     """The texts between the commas in brackets: none, one or several."""
     found = split.split_items(inside, thousands=False)
-    if found is not None:
-        return found[0]
-    return [inside] if inside else []
+    return found[0] if found else [inside] if inside else []
 
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
