@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rewards.equality import mathematics, regions
 from rewards.equality.regions import Region
-from rewards.equality.rule import Equal
+from rewards.equality.rule import Equal, in_any_order
 from rewards.reading.parse import Unparsed
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
@@ -16,23 +16,13 @@ from rewards.spelling.clean import fingerprint
 def pieces(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if not isinstance(reference, Pieces) or not isinstance(answer, Pieces):
         return None
-    if len(reference.rows) != len(answer.rows):
-        return False
-    one, other = _where(reference), _where(answer)
-    remaining = list(zip(answer.rows, other, strict=True))
-    for (value, condition), where in zip(reference.rows, one, strict=True):
-        found = next(
-            (
-                piece
-                for piece in remaining
-                if _same_condition((condition, where), (piece[0][1], piece[1]), equal) and equal(value, piece[0][0])
-            ),
-            None,
-        )
-        if found is None:
-            return False
-        remaining.remove(found)
-    return True
+    return in_any_order(
+        list(zip(reference.rows, _where(reference), strict=True)),
+        list(zip(answer.rows, _where(answer), strict=True)),
+        lambda one, other: (
+            _same_condition((one[0][1], one[1]), (other[0][1], other[1]), equal) and equal(one[0][0], other[0][0])
+        ),
+    )
 
 
 Where = tuple[str, Region] | None

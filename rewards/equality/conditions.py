@@ -11,6 +11,7 @@ from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Approximation, Bracketed, Conditioned, Exact, Items, Node, Quantity
 from rewards.spelling.clean import fingerprint
+from rewards.spelling.split import without_text
 
 CONSISTENT = Fraction(1, 50)
 """How far a rounded value may be from the exact one next to it, relative to the larger."""
@@ -35,7 +36,6 @@ _DOMAIN_CONDITION = re.compile(
 """Words and signs that name the numbers a letter stands for; n ≥ 1 says where a sequence begins."""
 _BEGIN = re.compile(r"\\ge\s*(?:(?P<least>0)|1)|>\s*0")
 _BEGIN_IN_WORDS = re.compile(r"(?:positive|(?P<least>non[- ]?negative)) integer")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def conditioned(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -79,7 +79,7 @@ def _equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) ->
 def _is_mere_domain(condition: str) -> bool:
     r"""Whether a condition does not restrict the value: k \in \mathbb{Z}, "where n is an integer", "for some constant
     C"."""
-    return _DOMAIN_CONDITION.fullmatch(_TEXT.sub(r" \1 ", condition)) is not None
+    return _DOMAIN_CONDITION.fullmatch(without_text(condition)) is not None
 
 
 def is_over_integers(condition: str) -> bool:

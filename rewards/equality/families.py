@@ -15,7 +15,7 @@ from rewards.equality import mathematics
 from rewards.equality.conditions import is_over_integers
 from rewards.equality.defined import is_evaluable
 from rewards.equality.relations import residue_class
-from rewards.equality.rule import Equal
+from rewards.equality.rule import Equal, in_any_order
 from rewards.reading.names import names_one
 from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 from rewards.reading.shapes import Conditioned, Expression, Items, Node, Relation
@@ -41,21 +41,11 @@ def families(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return None
     try:
         ours, theirs = _families(reference), _families(answer)
-        if ours is None or theirs is None or not ours[1] or len(ours[0]) != len(theirs[0]):
+        if ours is None or theirs is None or not ours[1]:
             return None
-        return _same_families(ours[0], theirs[0]) or None
+        return in_any_order(ours[0], theirs[0], _same) or None
     except mathematics.SYMPY_ERRORS:
         return None
-
-
-def _same_families(ours: list[Family], theirs: list[Family]) -> bool:
-    remaining = list(theirs)
-    for family in ours:
-        found = next((other for other in remaining if _same(family, other)), None)
-        if found is None:
-            return False
-        remaining.remove(found)
-    return True
 
 
 def _may_state_one(node: Node, *, bare: bool = False) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rewards.equality import regions, relations
-from rewards.equality.rule import Equal
+from rewards.equality.rule import Equal, in_any_order, in_order
 from rewards.equality.values import latex_of, same_expressions, value_of
 from rewards.reading.read import read
 from rewards.reading.shapes import (
@@ -23,6 +23,8 @@ from rewards.reading.shapes import (
 )
 
 CHOICE_LETTERS = frozenset("ABCDEFGHIJ")
+_VECTORS = {("(", ")"), (r"\langle", r"\rangle")}
+"""Brackets of the same vector; with two components, square ones are an interval's."""
 _NAMED_POINT = re.compile(r"(?P<name>(?![LNOU])[A-Z]'?(?:_\{?\w\}?)?)\s*(?P<point>\(.+\))", re.DOTALL)
 """P(2,3). N(0,1) and U(0,1) are distributions, O(2,3) is a group, L(0,1) a space."""
 
@@ -59,14 +61,14 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
             return False  # "Alice or Bob" leaves open which, "x = 1 or x = 2" does not
         roots = relations.indexed_roots(reference, answer)
         if roots is not None:
-            return _same_members(*roots, equal)
+            return in_any_order(*roots, equal)
         if relations.is_assignment_list(reference):
             return relations.equal_assignments(reference, answer, equal)
         left: Sequence[Node] = reference.elements
         right: Sequence[Node] = answer.elements
         if "set" in (reference.kind, answer.kind):
             left, right = _distinct(left, equal), _distinct(right, equal)
-        return _same_members(left, right, equal)
+        return in_any_order(left, right, equal)
     lone, other = (reference, answer) if isinstance(reference, Items) else (answer, reference)
     assert isinstance(lone, Items)
     if isinstance(other, Bracketed):
@@ -80,7 +82,7 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
             and lone.kind == "list"
             and (other.opening, other.closing) == ("(", ")")
             and not any(isinstance(end, Expression) and r"\infty" in end.latex for end in other.elements)
-            and _all_equal(other.elements, relations.coordinates(lone), equal)
+            and in_order(other.elements, relations.coordinates(lone), equal)
         )
     # "3/4 or 0.75" is one value stated twice; "75, 75" is two values.
     said_twice = lone.kind == "set" or lone.joined_by == "or"
@@ -102,39 +104,21 @@ def _distinct(elements: Sequence[Node], equal: Equal) -> list[Node]:
     return kept
 
 
-def _same_members(left: Sequence[Node], right: Sequence[Node], equal: Equal) -> bool:
-    """Whether the members match one to one. Equality is close enough to transitive for a greedy matching."""
-    if len(left) != len(right):
-        return False
-    remaining = list(right)
-    for element in left:
-        match = next((i for i, other in enumerate(remaining) if equal(element, other)), None)
-        if match is None:
-            return False
-        del remaining[match]
-    return True
-
-
 def bracketed(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """Points and vectors by component, intervals by ends and brackets."""
     if isinstance(reference, Bracketed) and isinstance(answer, Bracketed):
         if len(reference.elements) != len(answer.elements):
             return False
-        same = (reference.opening, reference.closing) == (answer.opening, answer.closing)
-        vectors = {"(", r"\langle"} if len(reference.elements) == 2 else {"(", "[", r"\langle"}
-        if not same and not {reference.opening, answer.opening} <= vectors:
+        pairs = {(node.opening, node.closing) for node in (reference, answer)}
+        vectors = _VECTORS if len(reference.elements) == 2 else {*_VECTORS, ("[", "]")}
+        if len(pairs) > 1 and not pairs <= vectors:
             return False
-        if not same and reference.opening == answer.opening:
-            return False
-        return _all_equal(reference.elements, answer.elements, equal)
+        return in_order(reference.elements, answer.elements, equal)
     for matrix, vector in ((reference, answer), (answer, reference)):
         if isinstance(matrix, Matrix) and isinstance(vector, Bracketed):
-            listed = [each.elements for each in vector.elements if isinstance(each, Bracketed) and each.opening == "["]
-            if len(listed) == len(vector.elements):  # [[1, 2], [3, 4]], as in a program
-                return matrices(matrix, Matrix(tuple(listed)), equal)
             column = [row[0] for row in matrix.rows if len(row) == 1]
             return (
-                len(column) == len(matrix.rows) and vector.opening != "[" and _all_equal(column, vector.elements, equal)
+                len(column) == len(matrix.rows) and vector.opening != "[" and in_order(column, vector.elements, equal)
             )
     return None
 
@@ -142,10 +126,7 @@ def bracketed(reference: Node, answer: Node, equal: Equal) -> bool | None:
 def matrices(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """Matrices by entry; an unevaluated sum or product of matrices by math-verify."""
     if isinstance(reference, Matrix) and isinstance(answer, Matrix):
-        shape = [len(row) for row in reference.rows]
-        return shape == [len(row) for row in answer.rows] and all(
-            _all_equal(one, other, equal) for one, other in zip(reference.rows, answer.rows, strict=True)
-        )
+        return in_order(reference.rows, answer.rows, lambda one, other: in_order(one, other, equal))
     for matrix, other in ((reference, answer), (answer, reference)):
         if isinstance(matrix, Matrix):
             return (
@@ -172,10 +153,6 @@ def sets(reference: Node, answer: Node, equal: Equal) -> bool | None:
         if region is not None:
             return region
         if isinstance(reference, Combination) and isinstance(answer, Combination):
-            return reference.operator == answer.operator and _all_equal(reference.parts, answer.parts, equal)
+            return reference.operator == answer.operator and in_order(reference.parts, answer.parts, equal)
         return False
     return None
-
-
-def _all_equal(left: Sequence[Node], right: Sequence[Node], equal: Equal) -> bool:
-    return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))

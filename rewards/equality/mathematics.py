@@ -151,7 +151,7 @@ def is_constant(expression: Expr) -> bool:
         return False
     symbols = sorted(expression.free_symbols, key=str)
     points = [_rational_point(symbols, number) for number in range(RATIONAL_POINTS)]
-    points += [{symbol: value / 4 for symbol, value in _rational_point(symbols, n).items()} for n in range(12)]
+    points += _points_near_zero(symbols)
     points += points_in_pieces((expression,), points[0])
     values = [_evaluate(expression.xreplace(point)) for point in points]
     real = [value for value in values if value is not None and value.is_real]
@@ -274,11 +274,7 @@ def _has_branches(expression: Expr) -> bool:
 
 
 def _differ_in_a_piece(left: Expr, right: Expr, symbols: list[Expr]) -> bool:
-    for point in points_in_pieces((left, right), _rational_point(symbols, 0)):
-        one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
-        if one is not None and other is not None and one.is_real and other.is_real and _close(one, other) is False:
-            return True
-    return False
+    return False in _outcomes(left, right, points_in_pieces((left, right), _rational_point(symbols, 0)))[0]
 
 
 def _evaluate(expression: Expr) -> Expr | None:

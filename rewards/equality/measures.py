@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.equality.rule import Equal
+from rewards.equality.rule import Equal, in_order
 from rewards.equality.values import latex_of, same_expressions, value_of
 from rewards.reading.parse import is_closed
 from rewards.reading.read import read
@@ -32,11 +32,9 @@ def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
 def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """2:3 is 4:6, 10:15 and 2/3; a reference 2:30 may be a time and equals only itself, and 0:9 is no value."""
     if isinstance(reference, Ratio) and isinstance(answer, Ratio):
-        if len(reference.parts) != len(answer.parts):
-            return False
-        if reference.clock:
-            return _same_parts(reference, answer, equal)
-        return _same_parts(reference, answer, equal) or _proportional(reference, answer)
+        if in_order(reference.parts, answer.parts, equal):
+            return True
+        return not reference.clock and len(reference.parts) == len(answer.parts) and _proportional(reference, answer)
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
             parts, quotient = [latex_of(part) for part in ratio.parts], latex_of(other)
@@ -135,7 +133,3 @@ def _same_angle(left: tuple[Node, str], right: tuple[Node, str], equal: Equal) -
     degrees, radians = (left[0], right[0]) if left[1] == "degree" else (right[0], left[0])
     angle = latex_of(degrees)
     return angle is not None and equal(Expression(rf"({angle}) \cdot \frac{{\pi}}{{180}}"), radians)
-
-
-def _same_parts(reference: Ratio, answer: Ratio, equal: Equal) -> bool:
-    return all(equal(a, b) for a, b in zip(reference.parts, answer.parts, strict=True))

@@ -139,18 +139,22 @@ def _side(side: str, operator: str, end: str) -> Region:
         return _ray(operator, end)
     ends = [f"({centre}) - ({end})", f"({centre}) + ({end})"]
     if operator == "!=":
-        return mathematics.combine("setminus", [mathematics.domain("R"), mathematics.finite_set(ends)])
+        return _all_but(mathematics.finite_set(ends))
     is_open = operator in {"<", ">="}
     inside = mathematics.interval(ends[0], ends[1], left_open=is_open, right_open=is_open)
     if operator in {"<", "<="}:
         return inside
-    return mathematics.combine("setminus", [mathematics.domain("R"), inside])
+    return _all_but(inside)
+
+
+def _all_but(left_out: Region) -> Region:
+    return mathematics.combine("setminus", [mathematics.domain("R"), left_out])
 
 
 def _ray(operator: str, end: str) -> Region:
     """x < 3 → (-\\infty, 3); x ≠ 3 → everything else."""
     if operator == "!=":
-        return mathematics.combine("setminus", [mathematics.domain("R"), mathematics.finite_set([end])])
+        return _all_but(mathematics.finite_set([end]))
     if operator in {"<", "<="}:
         return mathematics.interval(r"-\infty", end, left_open=True, right_open=operator == "<")
     return mathematics.interval(end, r"\infty", left_open=operator == ">", right_open=True)

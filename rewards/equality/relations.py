@@ -6,11 +6,12 @@ is not a value: x + 1 = 6 does not answer 5.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
 from rewards.equality import mathematics, regions
-from rewards.equality.rule import Equal
+from rewards.equality.rule import Equal, in_any_order, in_order
 from rewards.reading.names import INDEXED, bound_letters, names_one, names_value
 from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.read import read
@@ -20,6 +21,7 @@ from rewards.reading.variables import renamed
 _MODULO = re.compile(
     r"(?P<number>.+?)\s*(?:\\bmod|\\pmod|\\text\s*\{\s*mod\s*\}|(?<![A-Za-z\\])mod)\s*\{?\s*(?P<modulus>\d+)\s*\}?"
 )
+_TURNED = {**regions.MIRRORED, **{operator: operator for operator in ("=", "!=", "==", "~")}}
 
 
 def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -44,9 +46,6 @@ def _are_ends(value: Node, relation: Relation, other: Node) -> bool:
     return isinstance(value, Bracketed) and isinstance(other, Items) and regions.region(relation) is not None
 
 
-_CLASS = re.compile(r"(?P<number>.+?)\s*\\pmod\s*\{?\s*(?P<modulus>\d+)\s*\}?")
-
-
 def congruences(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """x ≡ 3 (mod 7) is x ≡ 10 (mod 7), and 3 (mod 7)."""
     one, other = residue_class(reference), residue_class(answer)
@@ -65,12 +64,17 @@ def residue_class(node: Node) -> tuple[str, int, int] | None:
         name, text = "", node.latex
     else:
         return None
-    match = _CLASS.fullmatch(text)
-    if match is None or not is_closed(match.group("number")):
+    found = _modulo(text)
+    return (name, *found) if found else None
+
+
+def _modulo(text: str) -> tuple[int, int] | None:
+    r"""The integer and the modulus of 17 \bmod 5 and 17 \pmod{5}."""
+    match = _MODULO.fullmatch(text)
+    if match is None or not is_closed(match.group("number")) or not int(match.group("modulus")):
         return None
     number = mathematics.value_of(match.group("number"))
-    modulus = int(match.group("modulus"))
-    return (name, number.numerator, modulus) if number is not None and number.denominator == 1 and modulus else None
+    return (int(number), int(match.group("modulus"))) if number is not None and number.denominator == 1 else None
 
 
 def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool]) -> Node | None:
@@ -100,42 +104,33 @@ def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool
 
 def _remainder(text: str) -> Node | None:
     r"""17 \bmod 5 → 2; None for everything else."""
-    match = _MODULO.fullmatch(text)
-    if match is None or not is_closed(match.group("number")) or not int(match.group("modulus")):
-        return None
-    number = mathematics.value_of(match.group("number"))
-    if number is None or number.denominator != 1:
-        return None
-    return read(str(number.numerator % int(match.group("modulus"))))
+    found = _modulo(text)
+    return read(str(found[0] % found[1])) if found else None
 
 
 def _residue(left: str, right: str) -> Node | None:
     r"""-8 \equiv 2 \pmod{5} states 2, because it is a true congruence of two numbers."""
-    match = _MODULO.fullmatch(right)
-    if match is None or not is_closed(left):
-        return None
-    number, residue = mathematics.value_of(left), mathematics.value_of(match.group("number"))
-    modulus = int(match.group("modulus"))
-    if number is None or residue is None or not modulus or (number - residue) % modulus:
-        return None
-    return read(match.group("number"))
+    found = _modulo(right)
+    number = mathematics.value_of(left) if found and is_closed(left) else None
+    return read(str(found[0])) if found and number is not None and (number - found[0]) % found[1] == 0 else None
 
 
 def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
     if len(reference.sides) > 2 or len(answer.sides) > 2:
         return _same_chain(reference, answer, equal)
-    one, other = _directed(reference), _directed(answer)
-    if one.operators != other.operators:
-        return False
-    for left, right in ((one, other), (_flipped(one), other)):
-        if left is None:
-            continue
-        if _same_name(left.sides[0], right.sides[0]) and equal(read(left.sides[1]), read(right.sides[1])):
+    turned = [
+        (one, other)
+        for one, other in itertools.product((reference, _mirrored(reference)), (answer, _mirrored(answer)))
+        if one.operators == other.operators
+    ]
+    for one, other in turned:
+        if _bare(one.sides[0]) == _bare(other.sides[0]) and equal(read(one.sides[1]), read(other.sides[1])):
             return True
-        if one.operators == ("=",) and _same_function(left, right, equal):
+        if one.operators == ("=",) and _same_function(one, other, equal):
             return True
-    if one.operators[0] not in {"=", "<", "<="} or _named_values(one, other):
+    if not turned or reference.operators[0] not in {"=", *regions.MIRRORED} or _named_values(reference, answer):
         return False
+    one, other = turned[0]
     try:
         return mathematics.same_direction(
             (one.sides[0], one.sides[1]), (other.sides[0], other.sides[1]), signed=one.operators != ("=",)
@@ -162,37 +157,23 @@ def _named_values(one: Relation, other: Relation) -> bool:
     )
 
 
-def _directed(relation: Relation) -> Relation:
-    """Write > as < with the sides swapped."""
-    if relation.operators[0] in {">", ">="}:
-        return Relation((relation.sides[1], relation.sides[0]), (regions.MIRRORED[relation.operators[0]],))
-    return relation
-
-
-def _flipped(relation: Relation) -> Relation | None:
-    """a = b → b = a; None for a relation that is not symmetric."""
-    if relation.operators[0] not in {"=", "!=", "==", "~"}:
-        return None
-    return Relation((relation.sides[1], relation.sides[0]), relation.operators)
+def _mirrored(relation: Relation) -> Relation:
+    """a < b = c → c = b > a. What cannot be turned, as a ∈ b, stays as it is."""
+    if not {*relation.operators} <= _TURNED.keys():
+        return relation
+    return Relation(relation.sides[::-1], tuple(_TURNED[operator] for operator in reversed(relation.operators)))
 
 
 def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     """Compare a < b < c side by side, also from right to left, and x = … = 5 by its name and its last side."""
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
-        return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
-    mirrored = tuple(regions.MIRRORED.get(operator, operator) for operator in reversed(answer.operators))
-    backwards = Relation(tuple(reversed(answer.sides)), mirrored)
+        return _bare(ends[0][0]) == _bare(ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
     return any(
         reference.operators == candidate.operators
-        and all(equal(read(a), read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
-        for candidate in (answer, backwards)
+        and in_order(reference.sides, candidate.sides, lambda one, other: equal(read(one), read(other)))
+        for candidate in (answer, _mirrored(answer))
     )
-
-
-def _same_name(one: str, other: str) -> bool:
-    strip = str.maketrans("", "", "{} ")
-    return one.translate(strip) == other.translate(strip)
 
 
 # -- lists of named values ---------------------------------------------------------------------------------
@@ -200,9 +181,11 @@ def _same_name(one: str, other: str) -> bool:
 
 def is_assignment_list(node: Items) -> bool:
     """Whether every element names its value and at least two names differ: x = 1, y = 2."""
-    if leaves_open(node):
+    groups = None if leaves_open(node) else _groups(node)
+    if groups is None:
         return False
-    return len(_names(node)) >= 2 or any(isinstance(part, Items) and _names(part) for part in node.elements)
+    names = {name for group in groups for name, _ in group}
+    return len(names) >= 2 or any(isinstance(part, Items) for part in node.elements)
 
 
 def leaves_open(node: Items) -> bool:
@@ -231,15 +214,6 @@ def _stated(part: Node) -> tuple[str, list[str]] | None:
 
 
 _LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
-
-
-def _names(node: Items) -> set[str]:
-    found = set()
-    for part in node.elements:
-        if not (isinstance(part, Relation) and part.operators == ("=",) and names_value(part.sides[0])):
-            return set()
-        found.add(part.sides[0].replace(" ", ""))
-    return found
 
 
 _ROOTS = {"x", "y", "z", "r", "t", "k", "m", "n", "p", "q", r"\lambda", r"\alpha", r"\beta", r"\theta"}
@@ -283,15 +257,7 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
     if one is None:
         return False
     if other is not None:
-        if len(one) != len(other):
-            return False
-        remaining = list(other)
-        for group in one:
-            match = next((g for g in remaining if _same_group(group, g, equal)), None)
-            if match is None:
-                return False
-            remaining.remove(match)
-        return True
+        return in_any_order(one, other, lambda group, another: _same_group(group, another, equal))
     if len(one) > 1:
         tuples = _tuples(one)
         return tuples is not None and equal(tuples, answer)

@@ -6,6 +6,7 @@ import re
 
 from rewards.reading.phrases import NUMBER_WORDS
 from rewards.reading.shapes import Based
+from rewards.spelling.split import without_text
 
 _WORDS = "|".join(NUMBER_WORDS)
 _NAME = rf"(?P<base>\d{{1,2}}|{_WORDS})"
@@ -17,14 +18,13 @@ _NUMERAL = (
 )
 _IN_A_TERM = re.compile(r"(?<![\w^.}'])(?P<digits>\d+)\s*_\s*(?:\{\s*(?P<base>\d{1,2})\s*\}|(?P<bare>\d{1,2}))")
 _OVERLINED = re.compile(r"\\overline\s*\{(\w+)\}(?=\s*_)")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def based(text: str) -> Based | None:
     """Read a numeral with its base; None for anything else, and for digits that the base does not have."""
     if "_" not in text and "base" not in text:
         return None
-    bare = " ".join(_TEXT.sub(r" \1 ", _OVERLINED.sub(r"\1", text)).split())
+    bare = without_text(_OVERLINED.sub(r"\1", text))
     match = next((found for pattern in _NUMERAL if (found := pattern.fullmatch(bare))), None)
     if match is None:
         return None

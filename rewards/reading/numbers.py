@@ -16,8 +16,8 @@ ROUNDED_DIGITS = 12
 
 _THOUSANDS = re.compile(r"\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}")
 _LAKH = re.compile(r"\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
-_DECIMAL = re.compile(r"(?:\d+\.?\d*|\.\d+)")
 _PLAIN = r"(?:\d+\.?\d*|\.\d+)"
+_DECIMAL = re.compile(_PLAIN)
 _SLASH = re.compile(rf"({_PLAIN})\s*/\s*({_PLAIN})")
 _FRAC = re.compile(rf"\\frac\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))")
 _MIXED = re.compile(r"(\d+)\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))|(\d+) (\d+)\s*/\s*(\d+)")
@@ -64,10 +64,6 @@ def _unsigned(text: str) -> Number | None:
         match = pattern.fullmatch(text)
         if match:
             return reader([group for group in match.groups() if group is not None])
-    match = _SCIENTIFIC.fullmatch(text)
-    if match:
-        exponent = next(group for group in match.groups()[1:] if group is not None)
-        return _scaled(match.group(1) or "1", exponent)
     return None
 
 
@@ -96,11 +92,9 @@ def _mixed(parts: list[str]) -> Number | None:
     return Number(whole + Fraction(over, under))
 
 
-def _scaled_parts(parts: list[str]) -> Number | None:
-    return _scaled(*parts)
-
-
-def _scaled(mantissa: str, exponent: str) -> Number | None:
+def _scaled(parts: list[str]) -> Number | None:
+    """5 \\times 10^3, or 10^3 alone."""
+    mantissa, exponent = parts if len(parts) == 2 else ("1", *parts)
     if len(exponent) > 6 or abs(int(exponent)) > MAX_EXPONENT:
         return None
     return Number(_decimal(mantissa).value * Fraction(10) ** int(exponent))
@@ -120,8 +114,9 @@ _READERS = (
     (_SLASH, _quotient),
     (_FRAC, _quotient),
     (_MIXED, _mixed),
-    (_E_NOTATION, _scaled_parts),
+    (_E_NOTATION, _scaled),
     (_REPEATING, _repeating),
+    (_SCIENTIFIC, _scaled),
 )
 
 

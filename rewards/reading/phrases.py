@@ -6,19 +6,14 @@ import re
 
 from rewards.reading.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
 from rewards.spelling.clean import unwrapped
+from rewards.spelling.split import without_text
 
 _FOLDED: dict[str, Node] = {
     phrase: node
     for node, phrases in (
-        (
-            Domain("R"),
-            ("all reals", "all real", "reals", "all real x"),
-        ),
+        (Domain("R"), ("all reals", "all real", "reals", "all real x")),
         (Domain("Z"), ("all integers", "integers", "any integer", "set of all integers", "every integer")),
-        (
-            Items((), "set"),
-            ("empty set", "null set", "no such number exists", "no values", "none"),
-        ),
+        (Items((), "set"), ("empty set", "null set", "no such number exists", "no values", "none")),
         (
             Words("undefined"),
             ("undefined", "does not exist", "dne", "not defined", "limit does not exist", "doesn't exist"),
@@ -28,10 +23,7 @@ _FOLDED: dict[str, Node] = {
             ("infinity", "infinite", "plus infinity", "positive infinity", "infinitely many", "unbounded"),
         ),
         (Expression(r"-\infty"), ("negative infinity", "minus infinity")),
-        (Words("yes"), ("yes",)),
-        (Words("no"), ("no",)),
-        (Words("true"), ("true",)),
-        (Words("false"), ("false",)),
+        (Words("yes"), ("yes",)), (Words("no"), ("no",)), (Words("true"), ("true",)), (Words("false"), ("false",)),
     )
     for phrase in phrases
 }  # fmt: skip
@@ -100,55 +92,29 @@ _PLACEHOLDER = re.compile(
 )
 NUMBER_WORDS = {
     word: str(value)
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_PARTS = ("half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+    for value, word in enumerate([
+        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+        "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+    ])
+}  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_PARTS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10,
+}  # fmt: skip
 _UNITS = list(NUMBER_WORDS)[1:10]
 _SPELLED = {
     **NUMBER_WORDS,
-    **{ten: str(10 * value) for value, ten in enumerate(_TENS, 2)},
-    **{f"{ten} {unit}": str(10 * n + k) for n, ten in enumerate(_TENS, 2) for k, unit in enumerate(_UNITS, 1)},
-    **{f"one {part}": rf"\frac{{1}}{{{n}}}" for n, part in enumerate(_PARTS, 2)},
+    **{ten: str(10 * value) for value, ten in enumerate(TENS, 2)},
+    **{f"{ten} {unit}": str(10 * n + k) for n, ten in enumerate(TENS, 2) for k, unit in enumerate(_UNITS, 1)},
     **{
-        f"{unit} {part}s": rf"\frac{{{k}}}{{{n}}}"
-        for n, part in enumerate(_PARTS, 2)
+        f"{unit} {part}{'s' if k > 1 else ''}": rf"\frac{{{k}}}{{{n}}}"
+        for part, n in _PARTS.items()
         for k, unit in enumerate(_UNITS, 1)
     },
-    **{f"{unit} fourths": rf"\frac{{{k}}}{{4}}" for k, unit in enumerate(_UNITS, 1)},
-    **{f"{unit} halves": rf"\frac{{{k}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
     **{f"{unit} and a half": rf"\frac{{{2 * k + 1}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
-    "half": r"\frac{1}{2}",
-    "hundred": "100",
-    "thousand": "1000",
-    "million": "1000000",
-    "dozen": "12",
-    "one fourth": r"\frac{1}{4}",
-}
+    "half": r"\frac{1}{2}", "hundred": "100", "thousand": "1000", "million": "1000000", "dozen": "12",
+}  # fmt: skip
 """Numbers in words; not "second", which is a unit of time."""
 NUMBERS_BEGIN = {name.split()[0] for name in _SPELLED} | {"minus", "negative"}
 _LARGE = (("million", 1_000_000, 1_000), ("thousand", 1_000, 1_000), ("hundred", 100, 100))
@@ -162,26 +128,18 @@ _NAMED_CHOICE = re.compile(
     rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
 )
 _CONTINUES = re.compile(
-    r"(?:and|or)\b|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
+    r"(?:and|or|wrong|incorrect)\b"
+    r"|(?:is|was)(?:n't|\b.*\b(?:not|no|wrong|incorrect|false|invalid|impossible|out|eliminated|excluded|rejected))\b"
+    r"|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
 )
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
     re.IGNORECASE,
 )
 _MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december",
-]
+]  # fmt: skip
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
 _DATE = (
     re.compile(rf"(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I),
@@ -190,46 +148,11 @@ _DATE = (
     ),
 )
 _ARTICLES = re.compile(r"^(?:a|an|the)\s+")
-FUNCTION_NAMES = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "sqrt",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "mod",
-        "det",
-        "dim",
-        "deg",
-        "ker",
-        "arg",
-        "pi",
-        "inf",
-        "abs",
-        "floor",
-        "ceil",
-        "theta",
-        "alpha",
-        "beta",
-        "gamma",
-        "frac",
-    ]
-)
+FUNCTION_NAMES = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "arcsin", "arccos", "arctan", "sinh", "cosh",
+    "tanh", "gcd", "lcm", "max", "min", "mod", "det", "dim", "deg", "ker", "arg", "pi", "inf", "abs", "floor", "ceil",
+    "theta", "alpha", "beta", "gamma", "frac",
+])  # fmt: skip
 _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 # Two letters in a row of which one is neither Latin without an accent nor Greek, which may be mathematics.
 _OTHER_SCRIPT = re.compile(r"(?=[^\W\d_]{2}).?[^\W\d_a-zA-ZͰ-Ͽ]")
@@ -300,8 +223,7 @@ def all_but(text: str) -> tuple[str, str] | None:
     """All real numbers except 0 → the letter of the domain, and the exceptions."""
     if not _BUT.search(text):
         return None
-    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
-    match = _ALL_BUT.fullmatch(bare)
+    match = _ALL_BUT.fullmatch(without_text(text))
     if match is None:
         return None
     return match.group("letter") or ("Z" if (match.group("name") or "").startswith("int") else "R"), match.group("rest")
@@ -341,7 +263,7 @@ def moment(text: str) -> Moment | None:
 def words(text: str) -> Words | None:
     r"""Ordinary words, not a product of letters: three or more letters in a row outside commands, or a word that is
     not spelled with a to z alone, such as да, sí or 東京."""
-    bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    bare = without_text(text)
     if re.search(r"[=<>^\\+*/|]|\d", bare):
         return None
     runs = _LETTER_RUN.findall(bare)

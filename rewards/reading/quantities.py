@@ -6,7 +6,7 @@ import re
 
 from rewards.reading import phrases
 from rewards.reading.numbers import Number, read_number
-from rewards.reading.shapes import Exact, Node, Quantity, Unusable
+from rewards.reading.shapes import Choice, Exact, Node, Quantity, Unusable
 from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
 
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
@@ -36,8 +36,8 @@ _CURRENCIES = frozenset("＄€£¥₹") | {"USD", "EUR", "GBP", "INR", "Rs", "R
 _ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
 _SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 """Only after an amount of money: 3k without a currency is a product."""
-_FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqw]|pi|sqrt)(?![A-Za-z\\-])")
-r"""What is no unit but multiplies the number: 5 \text{ x}, 5 \text{k}. K is kelvin; x-intercepts, and the values in
+_FACTOR = re.compile(r"(?:\\text\s*)?[{(\s]*(?:[xyznkeirqwMB]|pi|sqrt)(?![A-Za-z\\-])")
+r"""What is no unit but multiplies the number: 5 \text{ x}, 7 \text{M}. K is kelvin; x-intercepts, and the values in
 5 \text{ values of n}, are counted."""
 _ARTICLE = re.compile(r"an? (?=\w)")
 _PRODUCT = re.compile(r"[A-Za-z]{3,4}|(?:d[a-z]){2,3}")
@@ -109,7 +109,7 @@ def with_unit(value: Node, unit: str) -> Node:
         unit = canonical or unit
         value = value.value
     canonical_unit = read_unit(unit) if unit in _CURRENCIES else unit
-    if canonical_unit is None:
+    if canonical_unit is None or isinstance(value, Choice):  # (C) was ruled out
         return Unusable("words_after_value")
     words = canonical_unit.split()
     if words and words[0] in SCALES:

@@ -311,6 +311,9 @@ class Reader:
             return self.plus_minus(text)
         if len(pieces) == 1:
             return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
+        rows = [split.enclosed(piece) for piece in pieces]
+        if all(pair and pair[::2] == ("[", "]") for pair in [found, *rows]):  # [[1, 2], [3, 4]], as in a program
+            return Matrix(tuple(tuple(map(self.element, _between_commas(row[1]))) for row in rows if row))
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
     def _set_builder(self, inside: str) -> Node | None:
@@ -357,9 +360,7 @@ def _has_one_choice_of_sign(inside: str) -> bool:
 def _between_commas(inside: str) -> list[str]:
     """The texts between the commas in brackets: none, one or several."""
     found = split.split_items(inside, thousands=False)
-    if found is not None:
-        return found[0]
-    return [inside] if inside else []
+    return found[0] if found else [inside] if inside else []
 
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:

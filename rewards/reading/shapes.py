@@ -156,22 +156,6 @@ class Unusable:
 
 
 Node = (
-    Exact
-    | Expression
-    | Words
-    | Quantity
-    | Choice
-    | Moment
-    | Ratio
-    | Based
-    | Items
-    | Bracketed
-    | Matrix
-    | Domain
-    | Combination
-    | Relation
-    | Pieces
-    | Conditioned
-    | Approximation
-    | Unusable
-)
+    Exact | Expression | Words | Quantity | Choice | Moment | Ratio | Based | Items | Bracketed | Matrix | Domain
+    | Combination | Relation | Pieces | Conditioned | Approximation | Unusable
+)  # fmt: skip

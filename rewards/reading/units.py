@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.reading.phrases import NUMBER_WORDS, TENS
+from rewards.spelling.split import without_text
+
 Dimension = tuple[tuple[str, int], ...]
 
 
@@ -104,6 +107,7 @@ _COMPOUND = {
 }  # fmt: skip
 _NAMED_OTHERWISE = re.compile(r"(?P<percent>\bper[ -]?cents?\b)|\b(?:US|U S|American)\s+(?=dollar)")
 _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
+_WORDS_OF_UNITS = {"unit", "square", "cubic", "sq", "cu", "^2", "^3", "of", "length", "area"}
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
     "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
@@ -112,11 +116,7 @@ SCALES = {
     "lakh": 10**5, "crore": 10**7, "dozen": 12, "mila": 1_000, "milioni": 10**6, "mln": 10**6, "tys": 1_000,
     "duizend": 1_000, "tusen": 1_000, "miljoen": 10**6, "docena": 12,
 }  # fmt: skip
-_NUMBER_WORDS = frozenset([
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
-    "fifty", "sixty", "seventy", "eighty", "ninety", "pi", *SCALES,
-])  # fmt: skip
+_NUMBER_WORDS = frozenset([*NUMBER_WORDS, *TENS, "pi", *SCALES])
 _COMPUTES = frozenset(["times", "point", "comma", "to", "choose", "by", "per", "x"])
 _COMPUTES_AT_ONCE = _COMPUTES | {"through", "into"}
 """Behind the number itself: 5 through ten, but 5 lines through two points and 5 balls into two boxes."""
@@ -127,18 +127,16 @@ _LAST = frozenset([
 ])  # fmt: skip
 """5 tenths are a half, 5 tens fifty, 5 mil may be 5000, and 5 (rejected) is no answer. Before another word they tell
 which are counted: 5 eighth graders, 5 rejected items."""
-DECEPTIVE = frozenset(
-    [
-        "not", "no", "isn't", "isnt", "never", "wrong", "incorrect", "false", "maybe", "perhaps", "possibly",
-        "probably", "either", "neither", "nor", "or", "and", "unless", "if", "except", "plus", "minus", "least",
-        "most", "between", "over", "under", "than", "above", "below", "until", "squared", "cubed", "half",
-        "quarter", "third", "double", "twice", "triple", "approximately", "approx", "roughly", "around", "nearly",
-        "almost", "guess", "placeholder", "unknown", "cannot", "impossible", "but", "actually", "instead", "rather",
-        "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
-        "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
-        "ish", "oder", "ou", "nicht", "halb", "halbe", "dne", "undefined", "falsch", "faux", "falso", "incorrecto",
-    ]
-)  # fmt: skip
+DECEPTIVE = frozenset([
+    "not", "no", "isn't", "isnt", "never", "wrong", "incorrect", "false", "maybe", "perhaps", "possibly",
+    "probably", "either", "neither", "nor", "or", "and", "unless", "if", "except", "plus", "minus", "least",
+    "most", "between", "over", "under", "than", "above", "below", "until", "squared", "cubed", "half",
+    "quarter", "third", "double", "twice", "triple", "approximately", "approx", "roughly", "around", "nearly",
+    "almost", "guess", "placeholder", "unknown", "cannot", "impossible", "but", "actually", "instead", "rather",
+    "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
+    "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
+    "ish", "oder", "ou", "nicht", "halb", "halbe", "dne", "undefined", "falsch", "faux", "falso", "incorrecto",
+])  # fmt: skip
 _COUNTED = re.compile(r"(?<!square )(?<!cube )\b(?:roots|triples|powers|errors|mistakes|remainders|unknowns)\b")
 """Things that are counted, although one of them would change the value: 5 roots, but not 5 root 3."""
 _FOREIGN = "\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
@@ -155,7 +153,7 @@ def read_unit(text: str) -> str | None:
 
     None if the words change the meaning ("or 43", "is wrong", "at least"), so that nothing can hide in them.
     """
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace(r"\Omega", "Omega")
+    text = without_text(text).replace(r"^\circ", "°").replace(r"\Omega", "Omega")
     text = text.replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
     if "per" in text or "dollar" in text:
@@ -178,18 +176,7 @@ def read_unit(text: str) -> str | None:
         return None
     if _holds_number(written):
         return None
-    if "unit" in lowered and set(lowered) <= {
-        "unit",
-        "square",
-        "cubic",
-        "sq",
-        "cu",
-        "^2",
-        "^3",
-        "of",
-        "length",
-        "area",
-    }:
+    if "unit" in lowered and set(lowered) <= _WORDS_OF_UNITS:
         return ""
     known = _known(lowered)
     if known is not None:
@@ -302,8 +289,7 @@ def in_two_units(text: str) -> tuple[Fraction, str] | None:
         parts = (Fraction(angle.group(name) or 0) / count for name, count in _PARTS_OF_A_DEGREE.items())
         size = sum(parts, Fraction(0))
         return (-size if angle.group("sign") else size), "degree"
-    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
-    match = _IN_TWO_UNITS.fullmatch(bare)
+    match = _IN_TWO_UNITS.fullmatch(without_text(text))
     if match is None:
         return None
     larger, smaller = read_unit(match.group(2)), read_unit(match.group(4))

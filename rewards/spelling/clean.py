@@ -10,6 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.spelling import split
 from rewards.spelling.notation import usual
 from rewards.spelling.restored import restored
 
@@ -143,15 +144,8 @@ _REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "(or ", "/_")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = (
-    (r"\(", r"\)"),
-    (r"\[", r"\]"),
-    ("$$", "$$"),
-    ("$", "$"),
-    ("**", "**"),
-    ("`", "`"),
-    ("__", "__"),
-    ('"', '"'),
-)
+    (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"), ('"', '"'),
+)  # fmt: skip
 _DELIMITER = re.compile(r"(?<!\\)\\[()]")
 _CONNECTIVE = re.compile(
     r"(?:=(?!=)|\\(?:therefore|implies|to|checkmark|(?:long|Long)?[rR]ightarrow)(?![A-Za-z]))\s*(?=\S)"
@@ -182,7 +176,7 @@ def clean(text: str) -> str:
         for pattern, replacement in (*_REWRITES, *(_BETWEEN_STATEMENTS if _LOGICAL.search(text) else ())):
             text = pattern.sub(replacement, text)
     text = unwrapped(usual(_SPACES.sub(" ", text).strip()))
-    if _depth(text) > MAX_DEPTH:
+    if sum(map(text.count, "([{")) > MAX_DEPTH and max(depth for *_, depth in split.tokens(text)) > MAX_DEPTH:
         raise Unreadable("nested_too_deeply")
     return text
 
@@ -241,13 +235,13 @@ def unwrapped(text: str) -> str:
             wrapped = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)
             if wrapped and opening not in inner and closing not in inner:
                 text = inner
-        if _wraps(text, "{", "}"):
+        if _is_braced(text):
             text = text[1:-1]
         if text[:1] in {"=", "\\"}:
             text = _CONNECTIVE.sub("", text, count=1) if _CONNECTIVE.match(text) else text
         if text[-1:].isalpha() and "\\" in text:
             text = _END_OF_PROOF.sub("", text)
-        if text.startswith(r"\text{") and _wraps(text[5:], "{", "}"):
+        if text.startswith(r"\text{") and _is_braced(text[5:]):
             text = text[6:-1]
         if text == before:
             return _loose_dollars(text)
@@ -260,32 +254,6 @@ def _loose_dollars(text: str) -> str:
     return _DELIMITER.sub("", text.replace("$", "")).strip()
 
 
-def _wraps(text: str, opening: str, closing: str) -> bool:
-    """Whether the first and last characters of `text` are a pair."""
-    if len(text) < 2 or text[0] != opening or text[-1] != closing or text[-2] == "\\":
-        return False
-    depth = 0
-    escaped = False
-    for position, character in enumerate(text):
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character == opening:
-            depth += 1
-        elif character == closing:
-            depth -= 1
-            if depth == 0 and position < len(text) - 1:
-                return False
-    return depth == 0
-
-
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
+def _is_braced(text: str) -> bool:
+    """Whether one pair of braces encloses the whole text."""
+    return text[:1] == "{" and text[-1:] == "}" and split.enclosed(text) is not None

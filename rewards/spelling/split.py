@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
-_OPENERS = {"(": 1, "[": 1, "{": 1}
-_CLOSERS = {")", "]", "}"}
+_DEPTH = {
+    **dict.fromkeys(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil", r"\begin"], 1),
+    **dict.fromkeys([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil", r"\end"], -1),
+}
+"""How each token changes the depth."""
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _THOUSANDS_RUN = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)(?!,\d)")
 _JOINING_TEXT = re.compile(
     r"\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(?:text|mathrm)\{\s*\}"
@@ -19,6 +23,11 @@ RELATIONS = {
     r"\equiv": "==", r"\simeq": "~", r"\sim": "~", r"\cong": "==", r"\subset": "sub", r"\subseteq": "sub",
     r"\implies": "=>", r"\to": "->", r"\notin": "notin", r"\iff": "iff",
 }  # fmt: skip
+
+
+def without_text(text: str) -> str:
+    r"""The words of \text{…} among the rest, with single spaces between them."""
+    return " ".join(_TEXT.sub(r" \1 ", text).split())
 
 
 def quoted_items(text: str) -> list[str]:
@@ -34,25 +43,12 @@ def tokens(text: str) -> list[tuple[str, int, int, int]]:
     found = []
     depth = 0
     position = 0
-    langle = {
-        r"\langle": 1,
-        r"\rangle": -1,
-        r"\{": 1,
-        r"\}": -1,
-        r"\lfloor": 1,
-        r"\rfloor": -1,
-        r"\lceil": 1,
-        r"\rceil": -1,
-    }
     while position < len(text):
         match = _COMMAND.match(text, position) if text[position] == "\\" else None
         token = match.group() if match else text[position]
         end = position + len(token)
-        change = langle.get(token, 0) if match else (1 if token in _OPENERS else -1 if token in _CLOSERS else 0)
-        if token in (r"\begin", r"\end"):
-            change = 1 if token == r"\begin" else -1
-        depth_here = depth + (change if change < 0 else 0)
-        found.append((token, position, end, max(0, depth_here)))
+        change = _DEPTH.get(token, 0)
+        found.append((token, position, end, max(0, depth + min(change, 0))))
         depth = max(0, depth + change)
         position = end
     return found
