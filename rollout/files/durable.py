@@ -59,9 +59,10 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
-        elif scratch is not None and isinstance(error.filename, str):
-            with contextlib.suppress(ValueError):  # another file
-                error.filename = str(path / Path(error.filename).relative_to(scratch))
+        elif scratch is not None:
+            for name in ("filename", "filename2"):  # the error of a copy has two
+                with contextlib.suppress(ValueError, TypeError):  # another file, or none
+                    setattr(error, name, str(path / Path(getattr(error, name)).relative_to(scratch)))
         raise
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))

@@ -210,4 +210,9 @@ def test_a_full_disk_is_told_by_the_place_that_was_asked_for(tmp_path: Path) -> 
             refuse(scratch / inside)
     with pytest.raises(OSError, match=r"'/data/base'$"), written_aside(tmp_path / "release"):
         refuse(Path("/data/base"))
+    with (
+        pytest.raises(OSError, match=rf"'/dev/zero' -> '{tmp_path}/release/w'$"),
+        written_aside(tmp_path / "release") as scratch,
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/zero", None, str(scratch / "w"))  # as of a copy
     assert not list(tmp_path.iterdir())
