@@ -45,15 +45,20 @@ def written_aside(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
     """Add `path` to disk errors raised in the block: the error of a full disk names no file. Files at or in `scratch`,
-    which is gone when the user reads the error, are given the place that they would have had at `path`."""
+    which is gone when the user reads the error, are given the place that they would have had at `path`; an error about
+    two files, as of a copy, may name both."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
-        elif scratch is not None and isinstance(error.filename, str):
-            with contextlib.suppress(ValueError):  # another file
-                error.filename = str(path / Path(error.filename).relative_to(scratch))
+        elif scratch is not None:
+            for key in ("filename", "filename2"):
+                name = getattr(error, key)
+                if isinstance(name, str) and Path(name).is_relative_to(scratch):
+                    setattr(error, key, str(path / Path(name).relative_to(scratch)))
+            if error.filename2 is not None and error.filename2 == error.filename:  # of the renaming to `path`
+                del error.filename2
         raise
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
