@@ -31,7 +31,7 @@ from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.partial_results import PartialResults
 from evals.suites import SUITES
-from rewards.command import Command, Workers
+from rewards.command import Command, Workers, exit_code
 from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
@@ -173,9 +173,10 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
 
 
 def exit_refused(error: ValueError | OSError, options: EvalOptions) -> NoReturn:
-    """Exit with an error's message. After one of the system's, say how to continue if there are finished problems."""
+    """Exit with an error's message. Where there is nothing to correct, say how to continue if there are finished
+    problems."""
     with contextlib.suppress(ValueError, OSError):
-        if isinstance(error, OSError) and PartialResults(options.output, {}).is_begun:
+        if exit_code(error) == 1 and PartialResults(options.output, {}).is_begun:
             exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
     exit_explained(error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -20,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.launch.limits import thread_settings
-from rewards.command import LastingOutput, exit_code, lasting, print_error, to_stderr
+from rewards.command import exit_code, print_error, to_stderr
+from rewards.streams import lasting
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -71,14 +71,6 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
-
-
-def check_heard() -> None:
-    """Raises `OSError` if what was printed did not arrive. For a command that only prints, such as a dry run:
-    a script would take its exit code 0 for a result. A reader that has gone, such as `head`, has what it wanted."""
-    stream, error = LastingOutput.failed or (None, OSError())
-    if stream is LastingOutput("stdout").stream and error.errno != errno.EPIPE:
-        raise OSError(f"standard output cannot be written, and part of it is missing: {error.strerror}")
 
 
 def lasting_console(*, quiet: bool = False) -> Console:

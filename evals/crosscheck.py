@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import exit_with_error
+from evals.command import exit_explained, exit_with_error, lasting_console
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
 from rewards.command import Command, Disagreements, Shown, Workers, write_rows
 from rewards.records import BadRecord, read_rows, refuse_existing
+from rewards.streams import check_heard
 
 FILTER = "flexible-extract"
 TAIL = 160
@@ -93,13 +94,15 @@ def main(
     workers: Workers = 2,
 ) -> None:
     """Compare our verdicts on GSM8K completions with those of lm-evaluation-harness."""
-    console = Console(highlight=False)
+    console = lasting_console()
     try:
         refuse_existing(output)
         rows = list(read_rows(file, required=("completion", reference)))
         pairs = [(str(row["completion"]), str(row[reference])) for row in rows]
         theirs = judged_by_them(pairs)
-    except (BadRecord, ModuleNotFoundError, OSError) as error:
+    except (BadRecord, OSError) as error:
+        exit_explained(error)
+    except ModuleNotFoundError as error:
         exit_with_error(str(error), 2)
     with Grader.from_config(RewardConfig(workers=workers, answer_forms=ANSWER_FORMS)) as grader:
         ours = grader.grade([GradeItem(completion=text, reference=gold) for text, gold in pairs])
@@ -118,6 +121,7 @@ def main(
     print_counts(console, ours, theirs)
     print_kinds(console, found, show)
     write_rows(output, found)
+    check_heard()
 
 
 def print_counts(console: Console, ours: Sequence[GradeResult], theirs: Sequence[Theirs]) -> None:

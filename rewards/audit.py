@@ -21,11 +21,12 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, Disagreements, Shown, Workers, print_error, write_rows
+from rewards.command import Command, Disagreements, Shown, Workers, exit_code, print_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
 from rewards.second_opinion import MATH_VERIFY, PLAIN
+from rewards.streams import check_heard, lasting
 from rewards.types import GradeItem, GradeResult, Verdict
 
 CHUNK = 1000
@@ -137,7 +138,7 @@ def main(
     show: Shown = 10,
 ) -> None:
     """List completions on which other judges disagree with the verdict."""
-    console = Console()
+    console = Console(file=lasting("stdout"))
     count, found = 0, list[Row]()
     try:
         refuse_existing(output)
@@ -158,11 +159,12 @@ def main(
                 graded, more = disagreements([*of_a_run], config, progress)
                 count, found = count + graded, [*found, *more]
     except (ValueError, OSError) as error:
-        print_error(str(error), 2)
-        raise typer.Exit(2) from None
+        print_error(str(error), exit_code(error))
+        raise typer.Exit(exit_code(error)) from None
     what = str(files[0]) if len(files) == 1 else f"{len(files)} files"
     _report(console, f"{what}: {count} completions", found, show)
     write_rows(output, found)
+    check_heard()
 
 
 def _report(console: Console, heading: str, found: list[Row], show: int) -> None:

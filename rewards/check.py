@@ -24,10 +24,11 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import remedy, rows_of
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command, Workers, print_error, write_rows
+from rewards.command import Command, Workers, exit_code, print_error, write_rows
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
+from rewards.streams import check_heard, lasting
 from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
@@ -144,7 +145,7 @@ def main(
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:
     """Check a problem file before training on it."""
-    console = Console()
+    console = Console(file=lasting("stdout"))
     try:
         refuse_existing(output)
         columns = Columns(problem=problem, answer=answer)
@@ -159,10 +160,11 @@ def main(
             for other in against or []:
                 findings += overlaps(rows, other, columns)
     except (BadRecord, TextFileError, OSError) as error:
-        print_error(str(error), 2)
-        raise typer.Exit(2) from None
+        print_error(str(error), exit_code(error))
+        raise typer.Exit(exit_code(error)) from None
     _report(console, data, rows, findings, show)
     write_rows(output, ({"kind": f.kind, "id": f.id, "what": f.what} for f in findings))
+    check_heard()
     if any(finding.kind in {"ungradable", "overlap"} for finding in findings):
         raise typer.Exit(1)
 

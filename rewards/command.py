@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -11,14 +9,16 @@ import resource
 import signal
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
+
+from rewards.streams import escape_unencodable, lasting, open_closed_streams
 
 # A letter must follow the dashes: `-1` is a value.
 OPTION = re.compile(r"--?[a-zA-Z]")
@@ -73,54 +73,6 @@ def to_stderr(text: str) -> None:
     Console(stderr=True, highlight=False, file=lasting("stderr")).print(text, soft_wrap=True)
 
 
-class LastingOutput:
-    """A standard stream that discards everything once writing fails: hours of work do not end because their reader or
-    terminal is gone or the disk that the output goes to is full. What matters of it is in files, too; a command that
-    writes no files calls `check_heard`."""
-
-    failed: ClassVar[tuple[IO[str], OSError] | None] = None
-    """The standard output that failed last, and how."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def stream(self) -> IO[str]:
-        # Anew each time: tests and notebooks replace it. So does rich while it shows a status or a bar, with a proxy of
-        # the real one, to which it would then write past this class.
-        stream: IO[str] = getattr(sys, self._name)
-        return getattr(stream, "rich_proxied_file", stream)
-
-    def write(self, text: str) -> int:
-        with self._lasting():
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._lasting():
-            self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    @contextlib.contextmanager
-    def _lasting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if self._name == "stdout":
-                LastingOutput.failed = (self.stream, error)
-            # Otherwise flushing its buffer at exit would fail again and set the exit code.
-            with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
-                os.dup2(nowhere.fileno(), self.stream.fileno())
-
-
-def lasting(name: str) -> IO[str] | None:
-    """`stdout` or `stderr` as a file for rich, which would itself end the program when a pipe is closed; None if there
-    is no such stream, where rich prints nothing."""
-    return cast("IO[str]", LastingOutput(name)) if getattr(sys, name) else None
-
-
 def write_rows(output: Path | None, rows: Iterable[Any]) -> None:
     """The last that a command does: JSON Lines, in a file that is not there. Its place was free when it began; nothing
     of somebody else's is replaced, and half a file is not left."""
@@ -161,10 +113,13 @@ def limit_reached(error: Exception) -> str | None:
     return None
 
 
+# Errors that the user can correct: unusable arguments and settings, and paths that lead to nothing that can be used.
+OF_THE_USER = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
 def exit_code(error: Exception) -> int:
-    """2 for unusable arguments, files or settings, which the user can correct; 1 for what the machine does not give,
-    such as room on a disk."""
-    return 2 if isinstance(error, ValueError | FileNotFoundError | FileExistsError) else 1
+    """2 for an error that the user can correct, 1 for what the machine does not give, such as room on a disk."""
+    return 2 if isinstance(error, OF_THE_USER) else 1
 
 
 FILE = "FILE"
@@ -175,30 +130,6 @@ Disagreements = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
 ]
 Shown = Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")]
-STANDARD = ("stdin", "stdout", "stderr")
-
-
-def open_closed_streams() -> None:
-    """Open closed standard streams (`>&-`) on /dev/null. Otherwise the next file to be opened would get the stream's
-    number, and whatever the libraries' C code prints would end up in it."""
-    for number, name in enumerate(STANDARD):
-        if getattr(sys, name) is not None:
-            continue
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
-            os.dup2(opened, number)
-            os.set_inheritable(number, True)
-        setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
-
-
-def escape_unencodable() -> None:
-    """Escape characters that the encoding of stdout lacks, as Python does on stderr. No command should fail on a dash
-    that an old locale does not know, or on a file name."""
-    out = sys.stdout
-    if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding.lower() != "utf-8"):
-        out.reconfigure(errors="backslashreplace")
 
 
 def check_working_directory() -> None:
@@ -278,7 +209,11 @@ class Command(TyperCommand):
         except ValueError as error:
             print_error(str(error), 2)
             sys.exit(2)
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # outside of what a command expects: where it prints its help, or its result
+            print_error(str(error), exit_code(error))
+            sys.exit(exit_code(error))
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)

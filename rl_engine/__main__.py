@@ -55,13 +55,13 @@ def show_commands() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rewards.command import escape_unencodable
+    from rewards.streams import escape_unencodable, lasting
 
     escape_unencodable()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, (module, purpose) in COMMANDS.items():
         table.add_row(name, purpose, f"[dim]python -m {module}[/dim]")
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=lasting("stdout"))
     console.print("rl-engine COMMAND [OPTIONS] [KEY.SUB=VALUE]…    each command has --help\n")
     console.print(table)
 

@@ -30,6 +30,7 @@ from rich.markup import escape
 
 from evals.command import (
     check_output,
+    exit_explained,
     exit_with_error,
     lasting_console,
     print_loading,
@@ -40,7 +41,7 @@ from evals.command import (
 from evals.policies import named_version, refuse_unserved
 from evals.protocol.base_commit import commit_to_read, other_base, revision_to_read
 from evals.scoring.versions import package_versions
-from rewards.command import Command
+from rewards.command import Command, exit_code
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
@@ -168,12 +169,12 @@ def main(
         exit_with_error("stopped; an unfinished measurement is not kept", stop.exit_code)
     except EngineError as error:
         exit_with_error(str(error), 1)
-    except (ValueError, FileNotFoundError) as error:
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(
-            f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1
-        )
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is None and exit_code(error) == 1:  # a library's, not the disk's
+            exit_with_error(
+                f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1
+            )
+        exit_explained(error)
 
 
 def start(options: ForgettingOptions) -> None:

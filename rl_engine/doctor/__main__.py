@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, print_loading, stoppable
+from evals.command import exit_explained, exit_with_error, print_loading, stoppable
+from rewards.streams import check_heard
 from rl_engine.command import ConfigFile, ConfiguredCommand, Overrides, help_end, join_ranks_quietly
 from rl_engine.config import Config, load_config
 from rl_engine.train.checks import check_quickly, wanted_of_hub
@@ -45,15 +46,16 @@ def main(
         stay_offline_without(wanted_of_hub(settings))
         check_quickly(settings)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_explained(error)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
     print_loading("torch, transformers and DeepSpeed")
     try:
         with stoppable():
             passed = join_and_examine(settings)
+        check_heard()
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_explained(error)
     raise typer.Exit(0 if passed else 1)
 
 

@@ -22,7 +22,6 @@ import typer
 from rich.table import Table
 
 from evals.command import (
-    check_heard,
     exit_explained,
     lasting_console,
     print_loading,
@@ -31,6 +30,7 @@ from evals.command import (
     stoppable,
 )
 from rewards.command import Command
+from rewards.streams import check_heard
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
 from rollout.adapters import PEFT_CONFIG

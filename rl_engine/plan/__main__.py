@@ -20,7 +20,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import check_heard, exit_explained, exit_with_error, print_loading, print_table
+from evals.command import exit_explained, exit_with_error, print_loading, print_table
+from rewards.streams import check_heard
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import RUN_CONFIG, ConfigError

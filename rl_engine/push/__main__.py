@@ -26,8 +26,9 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import check_heard, exit_explained, exit_with_error, lasting_console, stoppable
+from evals.command import exit_explained, exit_with_error, lasting_console, stoppable
 from rewards.command import Command
+from rewards.streams import check_heard
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release

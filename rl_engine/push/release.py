@@ -59,9 +59,9 @@ def _make(release: Release, folder: Path, say: Callable[[str], None]) -> None:
         raise FileExistsError(f"--output: {folder} exists and is not a release: give another directory")
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
         with naming(folder, scratch):
+            scratch.mkdir(parents=True)
             _fill(release, scratch)
         if folder.exists() and _is_same(folder, scratch):
             shutil.rmtree(folder)

@@ -57,7 +57,7 @@ def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = 
     # A run and a `--watch` process may write the same page at the same time.
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        with naming(output):
+        with naming(output, scratch):
             scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
             return scratch.replace(output)
     finally:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, print_loading, quiet_libraries, settle_torch
+from evals.command import exit_explained, exit_with_error, print_loading, quiet_libraries, settle_torch
 from rl_engine.command import (
     EXPLAINED,
     ConfigFile,
@@ -62,7 +62,7 @@ def main(
     try:
         settings = read_config(SftConfig, config, overrides or ())
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_explained(error)
     try:
         if merge and settings.method == "full":
             raise ConfigError("--merge works only with method=lora: method=full already publishes a whole model")

@@ -21,7 +21,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import check_heard, exit_explained, lasting_console, print_table, stoppable
+from evals.command import exit_explained, lasting_console, print_table, stoppable
+from rewards.streams import check_heard
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells

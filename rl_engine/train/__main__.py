@@ -22,7 +22,8 @@ from typing import Annotated
 
 import typer
 
-from evals.command import check_heard, exit_with_error, lasting_console, print_loading
+from evals.command import exit_explained, exit_with_error, lasting_console, print_loading
+from rewards.streams import check_heard
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
@@ -87,7 +88,7 @@ def main(
         groups = groups_of(settings)
         check_ranks(groups)
     except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        exit_explained(error)
     try:
         check(settings, beginning, only_check=dry_run)
         print_groups(groups, together)

@@ -53,16 +53,20 @@ def follow_umask(directory: Path) -> None:
 @contextlib.contextmanager
 def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
     """Add `path` to disk errors raised in the block: the error of a full disk names no file. Files at or in `scratch`,
-    which is gone when the user reads the error, are given the place that they would have had at `path`."""
+    which is gone when the user reads the error, are given the place that they would have had at `path`; an error about
+    two files, as of a copy, may name both."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         elif scratch is not None:
-            for name in ("filename", "filename2"):  # the error of a copy has two
-                with contextlib.suppress(ValueError, TypeError):  # another file, or none
-                    setattr(error, name, str(path / Path(getattr(error, name)).relative_to(scratch)))
+            for key in ("filename", "filename2"):
+                name = getattr(error, key)
+                if isinstance(name, str) and Path(name).is_relative_to(scratch):
+                    setattr(error, key, str(path / Path(name).relative_to(scratch)))
+            if error.filename2 is not None and error.filename2 == error.filename:  # of the renaming to `path`
+                del error.filename2
         raise
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))

@@ -22,7 +22,6 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from evals.command import (
-    check_heard,
     exit_explained,
     exit_with_error,
     lasting_console,
@@ -30,7 +29,8 @@ from evals.command import (
     print_table,
     quiet_libraries,
 )
-from rewards.command import Command, LastingOutput, open_closed_streams, print_error, settle_rank
+from rewards.command import Command, print_error, settle_rank
+from rewards.streams import LastingOutput, check_heard, open_closed_streams
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -311,7 +311,8 @@ def test_a_command_that_only_prints_fails_if_nobody_hears_it(monkeypatch: pytest
 
 
 def test_what_the_system_refuses_is_no_error_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
-    for error, code in ((OSError(errno.ENOSPC, "full"), 1), (FileNotFoundError("none"), 2), (ValueError("k"), 2)):
+    denied = OSError(errno.EACCES, "Permission denied", "data.jsonl")
+    for error, code in ((OSError(errno.ENOSPC, "full"), 1), (FileNotFoundError("none"), 2), (denied, 2)):
         with pytest.raises(typer.Exit) as left:
             exit_explained(error)
         assert left.value.exit_code == code

@@ -210,7 +210,7 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     assert "2 runs compared" in page
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/(2000/svg|1998/Math/MathML)", "", page)
     assert write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "again.html").read_text() == page
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=rf"Is a directory: '{tmp_path / 'two'}'$"):
         write_report([tmp_path / "one"], tmp_path / "two")
     assert not list(tmp_path.glob(".*.partial"))
 

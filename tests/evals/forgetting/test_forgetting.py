@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from evals.forgetting.__main__ import ForgettingOptions, find_adapters, run
+from evals.forgetting.__main__ import ForgettingOptions, app, find_adapters, run
 from evals.forgetting.prompts import read_task_prompts
 from evals.forgetting.table import PolicyResult, TaskScore, changes, grid, mean_of_means, to_json
 from rollout.adapters import AdapterError, AdapterStore
@@ -168,6 +170,20 @@ def test_what_cannot_be_measured_is_reported_before_loading(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(ValueError, match=r"rl_engine\[forgetting\]"):
         run(options, Console(quiet=True), never)
+
+
+def test_only_a_library_without_the_hub_is_told_of_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk was told of the hub, too."""
+    arguments = ["--model", "embedded", "--tasks", "", "--prompts", "held_out", "--output", str(tmp_path / "x.json")]
+    unreached, full = OSError("cannot reach it"), OSError(errno.ENOSPC, "No space left on device")
+    for error, advised in ((unreached, True), (full, False)):
+
+        def fail(_: ForgettingOptions, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("evals.forgetting.__main__.start", fail)
+        ended = CliRunner().invoke(app, arguments)
+        assert (ended.exit_code, "without the hub" in ended.stderr) == (1, advised), ended.output
 
 
 def test_adapters_of_one_name_and_of_two_kinds_are_refused(tmp_path: Path) -> None:
