@@ -18,7 +18,7 @@ from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.inputs import inputs_of
-from rl_engine.run.origin.starts import STARTS, note_end, note_start, read_starts, recorder_of
+from rl_engine.run.origin.starts import STARTS, is_last, note_end, note_start, read_starts, recorder_of
 from rl_engine.run.resumption import RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_rows, write_synced
@@ -123,6 +123,8 @@ class Records:
     on_first_step: Callable[[], None] = lambda: None
     """Called after each recorded step, not only the first."""
     _sinks: list[Sink] = field(default_factory=list, init=False)
+    _start: str = field(default="", init=False)
+    """This process's line in starts.jsonl."""
 
     def open(self, done: int) -> None:
         """Continue after step `done`, −1 for a new run. Records of later steps are dropped, as they will be
@@ -139,14 +141,25 @@ class Records:
         # After the configuration, which would otherwise seem edited if the process died between the two.
         write_synced(self.run / MARKER, marking(self.config.output_dir))
         recorded = kept[-1]["step"] if kept else -1
-        note_start(self.run, done, recorded, inputs_of(self.config), self.config.model_dump(mode="json"))
+        settings = self.config.model_dump(mode="json")
+        self._start = note_start(self.run, done, recorded, inputs_of(self.config), settings)
         for step, path in rollout_files(self.run).items():
             if step > done:
                 path.unlink()
         self._sinks = open_sinks(self.run, self.config, done)
 
+    def check_place(self) -> None:
+        """Raises `OSError` if the directory was moved, removed, or given to another run, which must get no files of
+        this one. The lock does not prevent it: it is a file in there, and goes with it."""
+        if not is_last(self.run, self._start):
+            raise OSError(
+                f"output_dir: {self.run} was moved, removed or replaced while this process trained in it. A run that "
+                "was moved can be resumed where it is now: --resume --config THERE/config.yaml"
+            )
+
     def metrics(self, line: dict[str, float]) -> None:
         """Append one step's line and pass it to every service."""
+        self.check_place()
         path = self.run / METRICS
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -160,6 +173,7 @@ class Records:
 
     def rollouts(self, step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> None:
         """Write all completions of a step, compressed, one JSON object per line."""
+        self.check_place()
         directory = self.run / "rollouts"
         directory.mkdir(exist_ok=True)
         rows = (row for group, of_it in zip(graded, advantages, strict=True) for row in _rows(step, group, of_it))
@@ -172,7 +186,8 @@ class Records:
             with contextlib.suppress(OSError):
                 sink.close()
         with contextlib.suppress(OSError):
-            note_end(self.run)
+            if is_last(self.run, self._start):
+                note_end(self.run)
 
 
 def _rows(step: int, group: GradedGroup, advantages: Sequence[float]) -> Iterator[dict[str, Any]]:

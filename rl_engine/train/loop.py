@@ -275,6 +275,7 @@ def evaluate(run: LiveRun) -> list[EvalReport]:
     batches = [collected(run, suite, request) for (suite, _), request in zip(run.suites, asked, strict=True)]
     if not run.is_main:
         return []
+    run.records.check_place()
     if batches:
         run.examples.append(example_of(run.step, batches[0].groups[0]))
     # Each problem's share of the total time: suites sampled side by side have no separate times.

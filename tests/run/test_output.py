@@ -128,7 +128,9 @@ def test_an_overwritten_run_goes_with_the_first_step(tmp_path: Path) -> None:
         steps_in(run / "other", earlier, 2)
         assert not aside.exists()
         assert told[1:] == [f"the earlier run is removed from {aside}"]
-        Records(run, config_in(run)).metrics({"step": 1})
+        again = Records(run, config_in(run, "seed=1"))
+        again.open(0)
+        again.metrics({"step": 1})
     assert told[2:] == []
     assert (run / "src" / "code.py").read_text() == "mine = 1\n"
     assert "seed: 1" in (run / "config.yaml").read_text()
@@ -150,6 +152,28 @@ def test_an_overwritten_run_can_be_kept(asked: bool, tmp_path: Path) -> None:
     assert kept == {name: text for name, text in before.items() if not name.startswith(("src", "thesis"))}
     assert "the same settings" in told[0]
     assert told[1:] == [f"the earlier run is kept in {tmp_path / 'run.old-1'}"]
+
+
+@pytest.mark.parametrize("becomes", ["removed", "moved", "replaced"])
+def test_a_run_whose_directory_is_gone_writes_nothing_there(becomes: str, tmp_path: Path) -> None:
+    """Nor does it take away the lock of a run that has begun there meanwhile."""
+    run, left = tmp_path / "run", tmp_path / "left"
+    config = load_config("quickstart.yaml", [f"output_dir={run}", "log.tensorboard=false"])
+    with sole_writer(config, overwrite=False):
+        records = Records(run, config)
+        records.open(-1)
+        records.metrics({"step": 0})
+        run.rename(left) if becomes == "moved" else shutil.rmtree(run)
+        if becomes == "replaced":
+            run.mkdir()
+            (run / ".lock").touch()
+        writes: list[Callable[[], None]] = [lambda: records.metrics({"step": 1}), lambda: records.rollouts(1, [], [])]
+        for write in writes:
+            with pytest.raises(OSError, match="/run was moved, removed or replaced while this process trained in it"):
+                write()
+        records.close()
+    found = {path.name for path in run.iterdir()} if run.exists() else None
+    assert found == ({".lock"} if becomes == "replaced" else None)
 
 
 @pytest.mark.parametrize("steps", [0, 1])

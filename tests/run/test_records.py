@@ -142,7 +142,9 @@ def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
     earlier = (Segment(adapter="policy-v000000", tokens=2), Segment(adapter="policy-v000001", tokens=2))
     in_segments = replace(completion("6", tokens=6, adapter="policy-v000002"), earlier=earlier)
     graded = graded_group(prompt("3+3=?"), [(at_once, result()), (in_segments, result())])
-    Records(tmp_path, load_config("quickstart.yaml")).rollouts(3, [graded], [[0.0, 0.0]])
+    records = Records(tmp_path, load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"]))
+    records.open(-1)
+    records.rollouts(3, [graded], [[0.0, 0.0]])
     with gzip.open(tmp_path / "rollouts" / "step000003.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
     assert [(row["prompt_ids"], row["completion_ids"]) for row in rows] == [

@@ -17,11 +17,11 @@ STARTS = "starts.jsonl"
 """Two objects per process, one for its start and one for its end; a killed process leaves only the first."""
 
 
-def note_start(run: Path, done: int, recorded: float, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+def note_start(run: Path, done: int, recorded: float, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """Record that this process continues the run after step `done`; −1 is a new run and clears earlier records.
     `recorded`: the last step in metrics.jsonl, −1 if there is none: a run stopped in an evaluation has yet to record
     step `done`. `inputs`: digests of what it reads besides its data (`inputs.py`). `settings`: its configuration,
-    nested."""
+    nested. Returns the recorded line; see `is_last`."""
     start = {
         "began": _now(),
         "after_step": max(done, 0),
@@ -34,7 +34,14 @@ def note_start(run: Path, done: int, recorded: float, inputs: Mapping[str, str],
         "inputs": {**inputs},
         "settings": {**settings},
     }
-    _append(run, start, anew=done < 0)
+    return _append(run, start, anew=done < 0)
+
+
+def is_last(run: Path, line: str) -> bool:
+    """Whether a start is the last thing recorded in the directory. If not, the directory was moved, removed, or given
+    to another run."""
+    path = run / STARTS
+    return path.is_file() and path.read_text(encoding="utf-8").splitlines()[-1:] == [line]
 
 
 def note_end(run: Path) -> None:
@@ -75,10 +82,11 @@ def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
     return sum((ended - began).total_seconds() for began, ended in moments)
 
 
-def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> None:
-    path = run / STARTS
+def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> str:
+    path, line = run / STARTS, json.dumps(entry)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and not anew else []
-    write_synced(path, "".join(f"{line}\n" for line in [*lines, json.dumps(entry)]))
+    write_synced(path, "".join(f"{each}\n" for each in [*lines, line]))
+    return line
 
 
 def _now() -> str:
