@@ -173,7 +173,7 @@ def analyse(config: SweepConfig, found: Found) -> Analysis:
     def best_of(arm: Arm) -> Best | None:
         if arm.name not in peaks:
             return None
-        reference = _reference(config, arm, arms)
+        reference = reference_of(config, arm, arms)
         return _best(config, peaks[arm.name], peaks.get(reference.name) if reference else None)
 
     return Analysis(
@@ -181,7 +181,7 @@ def analyse(config: SweepConfig, found: Found) -> Analysis:
     )
 
 
-def _reference(config: SweepConfig, arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+def reference_of(config: SweepConfig, arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """The arm to compare with: the reference arm at the same grid values, or else the only reference arm."""
     references = [other for other in arms if other.family == config.reference]
     same = [other for other in references if other.at == arm.at]

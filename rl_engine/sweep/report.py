@@ -16,7 +16,7 @@ from rich.table import Table
 from evals.launch.limits import usable_cores
 from evals.scoring.versions import package_versions
 from rl_engine.config.file import ConfigError
-from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at, known_curve
+from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at, known_curve, reference_of
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
@@ -110,10 +110,10 @@ def best_rows(config: SweepConfig, analysis: Analysis) -> Rows:
     between += f" (t, {analysis.spread.freedom} d.f.)" if analysis.spread else ""
     titles = ["arm", f"best {axis}", between, "good range", "score there", "seeds"]
     titles += [f"best / {reference}'s", f"score − {reference}'s"] if reference else []
-    return [titles, *([report.arm.name, *_best_cells(config, report)] for report in analysis.arms)]
+    return [titles, *([one.arm.name, *_best_cells(config, one, analysis)] for one in analysis.arms)]
 
 
-def _best_cells(config: SweepConfig, report: ArmReport) -> list[str]:
+def _best_cells(config: SweepConfig, report: ArmReport, analysis: Analysis) -> list[str]:
     best, compared = report.best, bool(config.reference)
     if best is None:
         return ["no value with all seeds"] + [""] * (6 if compared else 4)
@@ -126,6 +126,9 @@ def _best_cells(config: SweepConfig, report: ArmReport) -> list[str]:
     ]
     if compared and best.comparison:
         cells += [_written(best.comparison.best_ratio, ".2g"), _written(best.comparison.score_difference, "+.3f")]
+    elif compared and report.arm.family != config.reference:
+        counterpart = reference_of(config, report.arm, [one.arm for one in analysis.arms])
+        cells += [f"no {config.reference} at the same values"] * (counterpart is None)
     return cells + [""] * ((7 if compared else 5) - len(cells))
 
 

@@ -148,8 +148,9 @@ def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path)
         reference="full",
         output_dir=str(tmp_path),
     )
-    lora = analyse(config, made_up(config, score)).arms[:3]
-    assert [bool(report.best and report.best.comparison) for report in lora] == [True, True, False]
+    analysis = analyse(config, made_up(config, score))
+    assert [bool(report.best and report.best.comparison) for report in analysis.arms[:3]] == [True, True, False]
+    assert [row[-2:] for row in best_rows(config, analysis)[3:5]] == [["no full at the same values", ""], ["", ""]]
 
 
 def test_the_good_range_and_the_intervals_of_a_known_curve(tmp_path: Path) -> None:
