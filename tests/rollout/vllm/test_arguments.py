@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from vllm.config import LoadConfig
