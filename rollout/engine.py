@@ -170,6 +170,10 @@ class EngineError(RuntimeError):
     """The sampler cannot continue; the message gives the first cause."""
 
 
+class NanError(EngineError):
+    """The model computes NaN. Whichever engine samples from these weights would."""
+
+
 class PoolError(EngineError):
     """A pool of workers cannot continue."""
 

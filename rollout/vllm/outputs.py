@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rollout.engine import EngineError
+from rollout.engine import NanError
 from rollout.types import Completion, TokenScores
 
 
@@ -39,7 +39,7 @@ def completion(output: Any, adapter: str, text: str) -> Completion:
 def _refuse_nan(logprobs: Sequence[float], weights: str) -> None:
     """vLLM samples token 0 where the logits are NaN, and goes on: the model would only seem to know nothing."""
     if any(map(math.isnan, logprobs)):
-        raise EngineError(
+        raise NanError(
             f"the sampler computed NaN with {weights}: its weights or the base model contain NaN or infinity, or are "
             "too large for the precision they run in"
         )
