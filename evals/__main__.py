@@ -33,7 +33,7 @@ from evals.partial_results import PartialResults
 from evals.suites import SUITES
 from rewards.command import Command, Workers, exit_code
 from rollout.config import LARGEST_SEED
-from rollout.engine import EngineError
+from rollout.engine import EngineError, NanError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
 from rollout.loading import loading
@@ -149,6 +149,8 @@ def main(
             start(options)
     except Stopped:
         exit_with_error(f"stopped; {how_to_continue(options)}", stop.exit_code)
+    except NanError as error:
+        exit_with_error(str(error), 1)
     except EngineError as error:
         exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
     except RuntimeError as error:

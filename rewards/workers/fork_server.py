@@ -27,17 +27,18 @@ PARENT_POLL_S = 2.0
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    buffer = bytearray()
-    settings = wire.receive(control, buffer)
-    if settings is None:
-        return
-    preload(settings)
-    control.sendall(wire.encode({"ready": True}))
-    with open(os.devnull, "w", encoding="ascii") as sink:  # noqa: PTH123
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
-    ForkServer(control, buffer, settings).run()
+    # The grader may end while this process loads.
+    with socket.socket(fileno=int(sys.argv[1])) as control, contextlib.suppress(ConnectionError):
+        buffer = bytearray()
+        settings = wire.receive(control, buffer)
+        if settings is None:
+            return
+        preload(settings)
+        control.sendall(wire.encode({"ready": True}))
+        with open(os.devnull, "w", encoding="ascii") as sink:  # noqa: PTH123
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+        ForkServer(control, buffer, settings).run()
 
 
 class ForkServer:

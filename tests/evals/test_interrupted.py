@@ -19,7 +19,9 @@ import pytest
 from typer.testing import CliRunner
 
 from evals.__main__ import app, how_to_continue
+from evals.options import EvalOptions
 from evals.partial_results import PartialResults, PartialResultsError
+from rollout.engine import EngineError, NanError
 from rollout.files.exclusive import OccupiedError
 from rollout.models import EMBEDDED_DIR
 from rollout.types import RolloutGroup
@@ -242,3 +244,19 @@ def test_what_a_full_disk_leaves_can_be_continued(tmp_path: Path, monkeypatch: p
     assert said in answer.stderr
     assert CliRunner().invoke(app, command).exit_code == 0
     assert output.is_file()
+
+
+def test_what_would_fail_again_is_not_told_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler may have lost a process or its memory to something else; NaN comes again."""
+    command = ["--model", "embedded", "--suite", "held_out", "--output", str(tmp_path / "out.json")]
+    for error, told in (
+        (EngineError("vLLM failed"), "error: vLLM failed\nRun the same command to continue.\n"),
+        (NanError("it computed NaN"), "error: it computed NaN\n"),
+    ):
+
+        def fail(_: EvalOptions, error: EngineError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("evals.__main__.start", fail)
+        answer = CliRunner().invoke(app, command)
+        assert (answer.exit_code, answer.stderr) == (1, told)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from rewards import Grader, GradeResult
+from rewards.workers import fork_server, wire
 from rewards.workers.processes import environment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -213,6 +215,16 @@ def test_what_forks_workers_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
         [sys.executable, "-c", code], env=environment(own_code=True), capture_output=True, text=True, check=True
     )
     assert done.stdout == "1\n"
+
+
+def test_a_grader_that_ends_while_they_load_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its first seconds, every command that grades printed one, after it had ended."""
+    grader, theirs = socket.socketpair()
+    with grader:
+        grader.sendall(wire.encode({"tasks": []}))
+    monkeypatch.setattr(sys, "argv", ["fork_server", str(theirs.detach())])
+    monkeypatch.setattr(fork_server, "preload", lambda _: None)
+    fork_server.main()
 
 
 def test_threads(pool_grader: Grader) -> None:
