@@ -71,9 +71,13 @@ class Earlier:
         if self._settled:
             return
         self._settled = True
-        if not self.keep:
-            shutil.rmtree(self.place)
-        self.say(f"the earlier run is {'kept in' if self.keep else 'removed from'} {self.place}")
+        if self.keep:
+            self.say(f"the earlier run is kept in {self.place}")
+            return
+        # On NFS a file that another program has open stays until that closes it: no reason to end the new run.
+        shutil.rmtree(self.place, ignore_errors=True)
+        left = " but for what could not be deleted" if self.place.exists() else ""
+        self.say(f"the earlier run is removed from {self.place}{left}")
 
 
 @contextlib.contextmanager

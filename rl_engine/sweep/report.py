@@ -44,10 +44,9 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "spread_degrees_of_freedom": analysis.spread and analysis.spread.freedom,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
-    # One result per line keeps the file readable and its diffs small. Of an error only the last line is kept; the log
-    # has the rest.
+    # One result per line keeps the file readable and its diffs small. The log has the whole error.
     head = json.dumps(strict_json(summary), indent=1).removesuffix("\n}")
-    results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
+    results = [asdict(replace(result, error=reason_of(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
     write_synced(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
     draw_report(config, found, analysis, config.output)
@@ -216,11 +215,14 @@ def _curves(config: SweepConfig, found: Found) -> list[str]:
 def _failures(failed: Sequence[Result]) -> list[str]:
     if not failed:
         return []
-    return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {last_line(r.error)}" for r in failed)]
+    return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {reason_of(r.error)}" for r in failed)]
 
 
-def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def reason_of(error: str) -> str:
+    """The line of a failed cell's last output that says why: our error message, behind which there is advice, or else
+    the last line, as of a traceback."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
 
 def markdown(rows: Rows) -> str:

@@ -128,6 +128,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch file that is synced and becomes `path` if the block succeeds, and is deleted otherwise."""
+    path = path.resolve() if path.is_symlink() else path  # a link stays one, as it does for any program that writes
     scratch = path.with_name(f".{path.name}.partial")
     try:
         with naming(path, scratch):

@@ -13,7 +13,7 @@ import pytest
 
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest, resolve_version
 from rollout.engine import sample_seed, smallest_allowed_rank
-from rollout.files.durable import written_aside
+from rollout.files.durable import write_synced, written_aside
 
 
 def write_weights(directory: Path) -> None:
@@ -197,6 +197,17 @@ def test_best_is_a_link_like_latest(store: AdapterStore) -> None:
     assert (store.root / "best").resolve() == store.path_of(0).resolve()
     store.delete(0)
     assert store.pointed("best") == 0
+
+
+def test_a_file_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    link, file = tmp_path / "report.html", tmp_path / "site" / "index.html"
+    link.symlink_to("site/index.html")
+    for text in ("made", "made again"):
+        write_synced(link, text)
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert [*file.parent.iterdir()] == [file]
 
 
 def test_a_full_disk_is_told_by_the_place_that_was_asked_for(tmp_path: Path) -> None:

@@ -136,6 +136,24 @@ def test_an_overwritten_run_goes_with_the_first_step(tmp_path: Path) -> None:
     assert "seed: 1" in (run / "config.yaml").read_text()
 
 
+def test_what_cannot_be_deleted_of_it_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS, a file that TensorBoard has open stays, under another name, and its directory with it."""
+    run, told = tmp_path / "run", list[str]()
+    made_run(run)
+    rmdir = os.rmdir
+
+    def over_nfs(path: str, **settings: int) -> None:
+        if path == "adapters":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        rmdir(path, **settings)
+
+    with sole_writer(config_in(run), overwrite=True, say=told.append) as earlier:
+        monkeypatch.setattr(os, "rmdir", over_nfs)
+        steps_in(run, earlier, 2)
+    assert told[1:] == [f"the earlier run is removed from {tmp_path / 'run.old-1'} but for what could not be deleted"]
+    assert [path.name for path in (tmp_path / "run.old-1").iterdir()] == ["adapters"]
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_an_overwritten_run_can_be_kept(asked: bool, tmp_path: Path) -> None:
     """So it is where somebody has written another directory into its configuration, and meant the new run."""
