@@ -119,6 +119,19 @@ def keeps_states(model_config: Any) -> bool:
     return kept or any(hasattr(text, name) for name in STATES)
 
 
+def check_family(model_config: Any, name: str, *, adapter: bool) -> None:
+    """Raises a one-line `ValueError` for a model of a type that vLLM serves on no machine. Arguments as for
+    `check_servable`."""
+    kind = model_config.model_type
+    if kind in UNSERVED:
+        raise ValueError(f"{name} is of type {kind}, which vLLM {VLLM} does not serve: use a model of another type")
+    if adapter and kind in WITHOUT_ADAPTERS:
+        raise ValueError(
+            f"{name} is of type {kind}, which vLLM {VLLM} does not serve with adapters: use method=full, or a model of "
+            "another type"
+        )
+
+
 def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     """Raises a one-line `ValueError` for a model with which vLLM would fail to start.
 
@@ -129,14 +142,8 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     """
     import torch  # heavy; commands that fail earlier never pay for it
 
+    check_family(model_config, name, adapter=adapter)
     text, kind = model_config.get_text_config(), model_config.model_type
-    if kind in UNSERVED:
-        raise ValueError(f"{name} is of type {kind}, which vLLM {VLLM} does not serve: use a model of another type")
-    if adapter and kind in WITHOUT_ADAPTERS:
-        raise ValueError(
-            f"{name} is of type {kind}, which vLLM {VLLM} does not serve with adapters: use method=full, or a model of "
-            "another type"
-        )
     sees = text is not model_config
     if (sees or kind in BESIDE_SEEING) and importlib.util.find_spec("torchvision") is None:
         part = "is multimodal" if sees else "shares a class with multimodal models"

@@ -29,7 +29,7 @@ from rl_engine.plan.sizes import Devices
 from rl_engine.run.records import METRICS
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import check_tokenizer, hub_items_of_config
-from rollout.servable import layer_kinds
+from rollout.servable import check_family, layer_kinds
 
 if TYPE_CHECKING:
     from rl_engine.plan.devices import DevicePlan
@@ -220,6 +220,7 @@ def plan(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens or getattr(speed, "completion_tokens", None),
     )
+    check_family(made.meta_model.config, f"model.name {config.model.name}", adapter=made.is_lora)
     return made, [on_gpus(made, each, speed) for each in gpus] or [on_this_cpu(made, speed)]
 
 

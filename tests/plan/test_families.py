@@ -73,6 +73,7 @@ def test_a_family_s_sizes_are_those_worked_out_by_hand(family: str, tmp_path: Pa
         ("bart", (), "a model of type bart is an encoder-decoder: give a decoder-only model"),
         ("gpt2", ("method=full", "optim.lr=1e-5"), "nothing in it can be adapted or counted: use another model"),
         ("gpt2", (), "lora.targets: model type gpt2 has no layers of class nn.Linear"),
+        ("gemma3n_text", (), "does not serve with adapters: use method=full, or a model of another type"),
         ("mamba", ("lora.targets=mlp",), "'mlp' matches no layer of this model; name some of its linear layers: "),
     ],
 )
@@ -137,7 +138,8 @@ def test_layers_that_see_less_than_all_positions_are_named(
     values: dict[str, Any], said: str | None, tmp_path: Path
 ) -> None:
     model = written(tmp_path, values)
-    done = CliRunner().invoke(app, ["--config", "gsm8k.yaml", f"model.name={model.name}", "--devices", "8x80"])
+    given = ["--config", "gsm8k.yaml", f"model.name={model.name}", "method=full", "--devices", "8x80"]
+    done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     found = " ".join(done.stdout.split())
     assert said in found if said else "some do not" not in found and "attend to nothing" not in found
