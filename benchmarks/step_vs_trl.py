@@ -48,6 +48,14 @@ class Work:
 
 
 WORK = {"small": Work("float32", 64, 8, 48, 4), "smollm2": Work("bfloat16", 8, 16, 96, 8)}
+# What keeps the libraries of both arms from reporting on themselves; before they are imported.
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": "cpu",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 # An arm's report of a step: seconds, prompt tokens, completion tokens.
 Report = tuple[float, int, int]
 
@@ -174,7 +182,8 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
         start = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = not pipe.recv()
+            if not pipe.recv():
+                raise SystemExit  # the trainer itself would do one more step
             self.start = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -264,8 +273,10 @@ def measure(work: Work, directory: str, texts: list[str], steps: int) -> dict[st
             )
             if turn:
                 reports[name].append(report)
+    for pipe in pipes.values():
+        pipe.send(False)
     for process in processes:
-        process.terminate()
+        process.join()  # one that is killed leaves semaphores, about which Python prints a warning
     return reports
 
 
@@ -275,7 +286,8 @@ def main(
     steps: Annotated[int, typer.Option(help="Measured steps of each arm, after one that is not.")] = 3,
 ) -> None:
     """Time whole steps of both alternately."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as directory:
         texts = prepare(WORK[size], model, Path(directory))
         reports = measure(WORK[size], directory, texts, steps)

@@ -34,6 +34,8 @@ EXACT = "mamba_ssm_dtype"
 """The key by which a configuration says so itself (Qwen3.5)."""
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 """Where the classes of activations are defined."""
+NORMS_OF_QUERIES = ("q_norm", "q_layernorm", "query_layernorm")
+"""What families call the norm of queries, if they have one."""
 SHARED_EXPERTS = ("shared_expert_intermediate_size", "shared_intermediate_size")
 """Names, in different families, of the width of the experts that every token passes through."""
 
@@ -119,7 +121,7 @@ class Widths:
             kept_in_feed_forward=kept,
             vocabulary=text_config.vocab_size,
             norms=_norms(meta_model) // text_config.num_hidden_layers or 2,
-            normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),
+            normed_heads=any(name.endswith(NORMS_OF_QUERIES) for name, _ in meta_model.named_modules()),
         )
 
     def kv_bytes(self, size: int) -> int:
