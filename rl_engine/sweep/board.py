@@ -18,7 +18,7 @@ from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.analysis import Found, cells_left, due_cells
 from rl_engine.sweep.cells import Cell, arms_of, cell_of
 from rl_engine.sweep.config import SweepConfig
-from rl_engine.sweep.report import last_line
+from rl_engine.sweep.report import reason_of
 from rl_engine.sweep.results import RESULTS, Results, curve_of
 from rl_engine.sweep.sharing import Targets
 
@@ -57,7 +57,7 @@ def _row(config: SweepConfig, targets: Targets, found: Found, cell: Cell) -> Row
     curves = [curve_of(lines, name) for name in config.metrics]
     state = ""
     if result is not None:
-        state = result.status if result.status == "done" else f"{result.status}: {last_line(result.error)}"
+        state = result.status if result.status == "done" else f"{result.status}: {reason_of(result.error)}"
     elif lines:
         state = f"{max(0.0, time.time() - (run / METRICS).stat().st_mtime):.0f} s since its last line"
     steps = targets[cell.arm, cell.axis_value].steps

@@ -15,7 +15,7 @@ from evals.command import lasting_console
 from rl_engine.sweep.analysis import Found
 from rl_engine.sweep.board import cell_table, room_of, rows_of
 from rl_engine.sweep.config import SweepConfig
-from rl_engine.sweep.report import last_line
+from rl_engine.sweep.report import reason_of
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.sharing import Targets
 
@@ -46,7 +46,7 @@ class SweepProgress:
         outcome = f"[bold]{result.score:.4g}[/bold]" if result.score is not None else f"[red]{result.status}[/red]"
         at_once = self.config.jobs * self.config.together
         time_left = timedelta(seconds=round(median(self._seconds) * left / at_once))
-        why = f"  {escape(last_line(result.error))}" if result.error else ""
+        why = f"  {escape(reason_of(result.error))}" if result.error else ""
         self.console.print(
             f"{escape(result.cell)}  {outcome}  {result.seconds:.0f} s;  {left} left, {time_left}{why}", soft_wrap=True
         )

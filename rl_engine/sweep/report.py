@@ -44,10 +44,10 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "spread_degrees_of_freedom": analysis.spread and analysis.spread.freedom,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
-    # One result per line keeps the file readable and its diffs small. Of an error only the last line is kept; the log
+    # One result per line keeps the file readable and its diffs small. Of an error only one line is kept; the log
     # has the rest.
     head = json.dumps(strict_json(summary), indent=1).removesuffix("\n}")
-    results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
+    results = [asdict(replace(result, error=reason_of(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
     write_synced(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
     draw_report(config, found, analysis, config.output)
@@ -213,11 +213,14 @@ def _curves(config: SweepConfig, found: Found) -> list[str]:
 def _failures(failed: Sequence[Result]) -> list[str]:
     if not failed:
         return []
-    return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {last_line(r.error)}" for r in failed)]
+    return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {reason_of(r.error)}" for r in failed)]
 
 
-def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def reason_of(text: str) -> str:
+    """The line of a run's output that says why it failed: its own error line, or else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (own or lines or [""])[-1]
 
 
 def markdown(rows: Rows) -> str:

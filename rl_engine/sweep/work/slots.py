@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rl_engine.sweep.cells import Cell
 from rl_engine.sweep.config import SweepConfig
-from rl_engine.sweep.report import last_line
+from rl_engine.sweep.report import reason_of
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.sharing import Sharing, Targets
 from rl_engine.sweep.work.concurrent import Together, start_together
@@ -81,7 +81,7 @@ class WorkSlots:
         if ended.overdue:
             self._part(ended.overdue, "it passed the time limit while sharing a process")
         if ended.refused:
-            self._part(ended.suspects, f"they could not begin together: {last_line(ended.refused)} ({ended.log})")
+            self._part(ended.suspects, f"they could not begin together: {reason_of(ended.refused)} ({ended.log})")
         elif ended.suspects:
             self._deaths.update(cell.name for cell in ended.suspects)
             names = ", ".join(cell.name for cell in ended.suspects)
