@@ -44,7 +44,8 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "spread_degrees_of_freedom": analysis.spread and analysis.spread.freedom,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
-    # One result per line keeps the file readable and its diffs small. The log has the whole error.
+    # One result per line keeps the file readable and its diffs small. Of an error only one line is kept; the log
+    # has the rest.
     head = json.dumps(strict_json(summary), indent=1).removesuffix("\n}")
     results = [asdict(replace(result, error=reason_of(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
@@ -218,11 +219,11 @@ def _failures(failed: Sequence[Result]) -> list[str]:
     return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {reason_of(r.error)}" for r in failed)]
 
 
-def reason_of(error: str) -> str:
-    """The line of a failed cell's last output that says why: our error message, behind which there is advice, or else
-    the last line, as of a traceback."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+def reason_of(text: str) -> str:
+    """The line of a run's output that says why it failed: its own error line, or else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (own or lines or [""])[-1]
 
 
 def markdown(rows: Rows) -> str:

@@ -20,8 +20,9 @@ from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import due_cells
-from rl_engine.sweep.cells import Cell
+from rl_engine.sweep.cells import Cell, Target
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.report import reason_of
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.work import runs
 from rollout.files.ownership import MARKER
@@ -114,6 +115,26 @@ def test_waiting_for_runs_reads_no_configuration(make_sweep: SweepMaker, monkeyp
     config = make_sweep("jobs=2", "confirm_seeds=[1]", "set.test.step_s=0.1")
     assert len(run(config)) == 2 * (3 + 1)
     assert asked == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (-9, "3/9  0.25\n", "ended by SIGKILL at step -1 of 9, as a system short of memory does: a smaller jobs or"),
+        (-15, "3/9  0.25\n", "ended by SIGTERM at step -1 of 9"),
+        (1, "error: step 3: out of memory\nWhat was saved before stands: --resume continues it.\n", "step 3: out of"),
+        (1, "RuntimeError: the gap is too large\n", "RuntimeError: the gap is too large"),
+    ],
+    ids=["killed", "stopped", "error", "traceback"],
+)
+def test_a_failed_cell_says_why(code: int, said: str, told: str, make_sweep: SweepMaker, tmp_path: Path) -> None:
+    """And not whatever the run happened to print last."""
+    target = Target(config_hash="", steps=9, settings=None)
+    cell = runs.CellRun(
+        cell=Cell(arm="a", axis_value=1.0, seed=0, overrides={}, name="a"), target=target, directory=tmp_path
+    )
+    cell.log.write_text(f"$ python -m rl_engine.train\n{said}", encoding="utf-8")
+    assert reason_of(runs.result_of(cell, make_sweep(), code).error).startswith(told)
 
 
 def test_failed_and_hanging_cells_are_recorded(

@@ -11,6 +11,7 @@ import contextlib
 import json
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -143,6 +144,10 @@ def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
         error = f"exit code 0, but it ended at {reached}"
     else:
         error = f"exit code {code}\n{tail(run.log)}"
+    if status == "failed" and code < 0:
+        error += f"\nerror: ended by {signal.Signals(-code).name} at {reached}"
+        if code == -signal.SIGKILL:
+            error += ", as a system short of memory does: a smaller jobs or together needs less"
     cell = run.cell
     plain = Result(
         cell=cell.name,
