@@ -19,7 +19,7 @@ from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig
 from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
 from rl_engine.sweep.line_styles import line_styles_of
-from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, reason_of, redraw, score_rows, write_report
+from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import Results, scores_of, thinned
 from tests.helpers.paper_sweeps import made_up, paper_sweep, parabola
 from tests.helpers.sweep_fake import sweep_of
@@ -86,18 +86,6 @@ def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
     rank1_row = dict(zip(*score_rows(config, analysis)[:2], strict=True))
     # 0.92 − 0.1 (log10 0.003 + 2.9)², and the mean of 0.05, −0.01, 0 and 0.01 over the seeds.
     assert (rank1_row["0.001"], rank1_row["0.003"]) == ("1 failed", "0.918 (4)")
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("exit code 1\nerror: the disk is full\nMake space. Nothing was saved.", "error: the disk is full"),
-        ("exit code 1\nTraceback\n  in f\nRuntimeError: misfit\n\n", "RuntimeError: misfit"),
-        ("", ""),
-    ],
-)
-def test_a_failed_cell_says_why_rather_than_what_to_do(log: str, reason: str) -> None:
-    assert reason_of(log) == reason
 
 
 def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path) -> None:
