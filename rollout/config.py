@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -201,21 +200,7 @@ class PromptConfig(Section):
         for name in self.template_arguments:
             if name in WRITTEN_BY_US or not name.isidentifier():
                 raise ValueError(f"prompt.template_arguments.{name}: a prompt is rendered with its own value of that")
-        for name in ("system", "instruction", "frame"):
-            _check_line_breaks(f"prompt.{name}", getattr(self, name) or "")
         return self
-
-
-# A line break or tab that a shell, or YAML outside double quotes, leaves as two characters; `\neq` is LaTeX.
-SPELLED_BREAK = re.compile(r"\\[nt](?![a-z])")
-
-
-def _check_line_breaks(key: str, text: str) -> None:
-    if spelled := SPELLED_BREAK.search(text):
-        raise ValueError(
-            f"{key} has a backslash and the letter {spelled[0][1]}, which is no line break or tab: YAML reads "
-            f"{spelled[0]} as one between double quotes alone, as in '{key}=\"{spelled[0]}\"' on a command line"
-        )
 
 
 # Values that keep every token.
@@ -234,12 +219,6 @@ class SamplingConfig(Section):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="Strings that end a completion, in addition to the template's own."
     )
-
-    @model_validator(mode="after")
-    def _stops_are_text(self) -> Self:
-        for text in self.stop:
-            _check_line_breaks("sampling.stop", text)
-        return self
 
     def truncation(self) -> dict[str, float]:
         """The settings that remove tokens from the distribution, by key; empty if every token may be sampled."""

@@ -45,8 +45,6 @@ FREE_TEXT = frozenset({"sampling.stop"})
 # Keys whose `~` is expanded only when the file is opened, so that a resumed run sees the value it began with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
-# `$HOME/runs` and `$SCRATCH`.
-VARIABLE = re.compile(r"\$([A-Z_][A-Z0-9_]*)(?=/|$)")
 UNSPACED = re.compile(r"\s*[\w.-]+:[^\s/\\]")
 TABLE = re.compile(r"^\[[\w.]+\]\s*$", re.MULTILINE)
 TOML = "a [table] as in TOML; a configuration is YAML, which has  table:  and its keys indented below it"
@@ -336,11 +334,8 @@ def as_intended(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dic
 def at_home(value: Any, key: str) -> Any:
     """Expand `~` in the paths of a key's value: only shells do that, and not after every `key=`.
 
-    Raises `ConfigError` if the system has no home directory, or for a path in a variable that only a shell expands.
+    Raises `ConfigError` if the system has no home directory.
     """
-    if isinstance(value, str) and (variable := VARIABLE.match(value)):
-        name = f"${{oc.env:{variable[1]}}}"
-        raise ConfigError(f"{key} is {value!r}: a variable of the environment is written {name}")
     if isinstance(value, str) and value.startswith("~/"):
         try:
             return str(Path(value).expanduser())

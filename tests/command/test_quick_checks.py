@@ -130,6 +130,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "rewards.function=rewards.no_such:it"), "there is no module 'rewards.no_such'"),
     ((*TRAIN, "lora.start_from=empty"), "lora.start_from: empty is not an adapter"),
     ((*TRAIN, "model.name=./gone"), "'./gone' is not a model directory (no config.json there)"),
+    ((*TRAIN, "model.name=https://huggingface.co/a/b"), "neither a directory here nor a name of the hub"),
     ((*TRAIN, "model.name=empty"), "'empty' is not a model directory (no config.json there)"),
     ((*TRAIN, "model.name=an_adapter"), "an adapter is there, without its base model"),
     ((*TRAIN, "model.name=weightless"), "has no weights"),

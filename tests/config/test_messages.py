@@ -265,21 +265,6 @@ def test_a_file_that_is_no_configuration_is_one_line(
     assert result.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("key", ["output_dir", "eval.data_dir"])
-def test_a_variable_that_only_a_shell_expands_is_refused(key: str) -> None:
-    """Seen: a run in a directory called `$SCRATCH`."""
-    said = message("quickstart.yaml", f"{key}=$SCRATCH/runs")
-    assert said == f"{key} is '$SCRATCH/runs': a variable of the environment is written ${{oc.env:SCRATCH}}"
-
-
-@pytest.mark.parametrize("key", ["sampling.stop", "prompt.instruction"])
-def test_a_line_break_is_not_a_backslash_and_a_letter(key: str) -> None:
-    """Seen: a stop string that no completion could hold."""
-    assert rf"{key} has a backslash and the letter n" in message("quickstart.yaml", rf"{key}=A\n\n")
-    assert "\n\n" in value(key, rf'{key}="\n\n"')
-    assert r"\neq 3 \times" in value(key, rf"{key}=\neq 3 \times")
-
-
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + (CONFIGS / "quickstart.yaml").read_bytes())
