@@ -72,13 +72,14 @@ EXPLAINED = (ValueError, OSError, SafetensorError, EngineError, RunFailedError)
 
 def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
     """The message for the user and the exit code: 2 for unusable configuration, data or adapters, else 1."""
-    if exit_code(error) == 2:
-        return str(error), 2
+    code = exit_code(error)
+    if isinstance(error, OSError) and (code == 1 or can_be_resumed(config)):
+        return with_hint(error, config), code
     if isinstance(error, SafetensorError):
         return f"a file of weights cannot be read: {error}", 2
     if isinstance(error, EngineError):
         return f"{error}\n{what_is_saved(config)}", 1
-    return (with_hint(error, config) if isinstance(error, OSError) else str(error)), 1
+    return str(error), code
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from evals.command import (
 )
 from rewards.command import Command, print_error, settle_rank
 from rewards.streams import LastingOutput, check_heard, open_closed_streams
-from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
+from rl_engine.command import RunFailedError, explained, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
 from rl_engine.config.resuming import TABLES, ResumeRule, rules_of
@@ -213,6 +213,8 @@ def test_nothing_is_called_saved_that_is_not(
     Records(Path(config.output_dir), config).open(-1)
     (Path(config.output_dir) / "checkpoints" / "step000001").mkdir(parents=True)
     assert with_hint(error, config).endswith("--resume continues it.")
+    forbidden = PermissionError(errno.EACCES, "Permission denied")
+    assert explained(forbidden, config) == (with_hint(forbidden, config), 2)
     assert with_hint(error, make_config("seed=1")).endswith("\nNo checkpoint of this run was saved.")
 
     def denied(_: Path) -> None:
