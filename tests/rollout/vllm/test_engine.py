@@ -316,7 +316,7 @@ def test_a_full_temporary_directory_is_found_before_vllm_starts(monkeypatch: pyt
     from rollout.vllm import engine
 
     monkeypatch.setattr(engine, "LLM", pytest.fail)
-    monkeypatch.setattr(engine.tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
+    monkeypatch.setattr("tempfile.TemporaryFile", partial(Path("/dev/full").open, "wb"))
     settings = EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0)
     with pytest.raises(EngineError, match=r"^vLLM did not start: No space left on device, .* or set TMPDIR to another"):
         engine.VllmEngine(settings)
