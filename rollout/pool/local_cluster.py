@@ -45,6 +45,10 @@ SILENT = (
 
 T = TypeVar("T")
 
+# Ray prints a paragraph on stdout for every process that dies, those that the pool itself ends included. The pool says
+# which worker was lost and why.
+worker.listen_error_messages = lambda *_: None
+
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes: int = SMALLEST_STORE) -> None:
     """Start a cluster of this machine alone, on the loopback device, with its sockets and logs in `directory`.

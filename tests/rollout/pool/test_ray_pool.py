@@ -61,7 +61,7 @@ def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
 
 
 def test_whatever_befalls_the_workers_the_answer_is_the_same(
-    pool: Any, script: Path, caplog: pytest.LogCaptureFixture
+    pool: Any, script: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Workers are killed, stopped, fail, or answer from another version: each is replaced and its prompts are sampled
     again."""
@@ -91,6 +91,7 @@ def test_whatever_befalls_the_workers_the_answer_is_the_same(
     assert figures["queue_s"] < 0.5 > figures["tail_s"]
     at_work = {pid for pid, _, _ in log_of(script)[-2:]}
     until(lambda: not any(psutil.pid_exists(pid) for pid in gone - at_work), 10)
+    assert capsys.readouterr().out == ""  # where Ray used to print a paragraph of its own for each of them
 
 
 def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script: Path, tmp_path: Path) -> None:
