@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from evals.launch.group import unjoined
 from rl_engine.config import Config
@@ -33,6 +33,7 @@ from rl_engine.run.resumption import (
     steps_on_record,
 )
 from rollout.files.durable import numbered
+from rollout.files.exclusive import is_at
 from rollout.files.ownership import MARKER, place_aside
 
 CHECKPOINTS = "checkpoints"
@@ -110,19 +111,11 @@ def sole_writer(
             else:
                 yield None
         finally:
-            if unlocked and not (run / MARKER).is_file() and _is_at(run / LOCK, file):
+            if unlocked and not (run / MARKER).is_file() and is_at(file, run / LOCK):
                 # The run was refused before it began, so leave no trace of it.
                 (run / LOCK).unlink()
                 if made and not any(run.iterdir()):
                     run.rmdir()
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still the one at its path: the directory may have been moved, removed or replaced."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def hold(lock: Path, output: Path) -> IO[str]:
             raise OccupiedError(
                 f"--output: another process is at work on {output} ({lock}): wait for it, or give another --output"
             )
-        if _is_at(file, lock):
+        if is_at(file, lock):
             return file
         file.close()  # its holder released it after we opened it
 
@@ -63,7 +63,7 @@ def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
+def is_at(file: IO[str], path: Path) -> bool:
     """Whether `path` still names this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -38,6 +38,8 @@ def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkey
     seconds = wall_s(both)
     assert seconds is not None
     assert 0 <= seconds < 60
+    both[0]["began"] = "2999-01-01T00:00:00+00:00"  # the clock was set back meanwhile
+    assert wall_s(both) is None
     records.open(-1)
     assert len(read_starts(tmp_path)) == 1
     assert STARTS in WRITTEN

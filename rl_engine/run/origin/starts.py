@@ -75,11 +75,12 @@ def recorder_of(step: float, starts: Sequence[Mapping[str, Any]]) -> int:
 
 
 def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
-    """Total seconds over all processes of the run; None if one did not record its end."""
+    """Total seconds over all processes of the run; None if one did not record its end, or the clock was set back."""
     if not starts or any("ended" not in start for start in starts):
         return None
     moments = [(datetime.fromisoformat(start["began"]), datetime.fromisoformat(start["ended"])) for start in starts]
-    return sum((ended - began).total_seconds() for began, ended in moments)
+    spent_s = [(ended - began).total_seconds() for began, ended in moments]
+    return sum(spent_s) if min(spent_s) >= 0 else None
 
 
 def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> str:
