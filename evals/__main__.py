@@ -149,14 +149,12 @@ def main(
             start(options)
     except Stopped:
         exit_with_error(f"stopped; {how_to_continue(options)}", stop.exit_code)
-    except NanError as error:
-        exit_with_error(str(error), 1)
     except EngineError as error:
-        exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
+        exit_unfinished(error, options)
     except RuntimeError as error:
         if (lost := lost_rank(error)) is None:
             raise
-        exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
+        exit_unfinished(lost, options)
     except (ValueError, OSError) as error:
         exit_refused(error, options)
 
@@ -179,8 +177,14 @@ def exit_refused(error: ValueError | OSError, options: EvalOptions) -> NoReturn:
     problems."""
     with contextlib.suppress(ValueError, OSError):
         if exit_code(error) == 1 and PartialResults(options.output, {}).is_begun:
-            exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
+            exit_unfinished(error, options)
     exit_explained(error)
+
+
+def exit_unfinished(reason: object, options: EvalOptions) -> NoReturn:
+    """Exit with a reason, and say how to continue, which helps unless the model computes NaN."""
+    advice = "" if isinstance(reason, NanError) else f"\n{how_to_continue(options).capitalize()}."
+    exit_with_error(f"{reason}{advice}", 1)
 
 
 def how_to_continue(options: EvalOptions) -> str:
