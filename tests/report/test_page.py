@@ -216,6 +216,19 @@ def test_charts_are_grouped_and_explain_themselves(opened: Opened, files: tuple[
     assert "< 0.01 in bfloat16" in gap.locator(".about").inner_text()
 
 
+def test_scores_that_were_asked_otherwise_are_not_joined(
+    opened: Opened, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lines = opened.go(files[0]).locator("figure[data-chart^=accuracy] path.line")
+    expect(lines).to_have_count(1)
+    told, file = '"metrics":{', tmp_path / "resumed.html"
+    text = files[0].read_text(encoding="utf-8")
+    assert told in text
+    file.write_text(text.replace(told, f'{told}"asked":[0,0,0,1],'), encoding="utf-8")
+    opened.go(file)
+    expect(lines).to_have_count(2)
+
+
 def test_curves_are_told_apart_without_colour(opened: Opened, files: tuple[Path, Path]) -> None:
     """Curves differ in their dashes, and few points are marked."""
     page = opened.go(files[0])
