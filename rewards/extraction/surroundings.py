@@ -31,7 +31,7 @@ _NEGATED_AFTER = re.compile(
     r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected"
     r"|too (?:large|small|big))\b"
     r"|(?:not|n't)\s+(?:the\s+)?(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b)"
-    r"|^" + _MATH_CLOSING + r"[–—-]*\s*(?:but|wait|hm+|actually|oh)\W{1,4}no\s*(?:[.!\n]|\Z)",
+    r"|^" + _MATH_CLOSING + r"[–—-]*\s*(?:(?:but|wait|hm+|actually|oh)\W{1,4})+no\s*(?:[.…!\n]|\Z)",
     re.IGNORECASE,
 )
 _ALTERNATIVE_BEFORE = re.compile(r"\b(?:or|or maybe|or perhaps|or possibly|or even)\b" + _MATH_OPENING + r"$", re.I)

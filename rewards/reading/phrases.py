@@ -129,7 +129,8 @@ _NAMED_CHOICE = re.compile(
 )
 _CONTINUES = re.compile(
     r"(?:and|or|wrong|incorrect)\b"
-    r"|(?:is|was)(?:n't|\b.*\b(?:not|no|wrong|incorrect|false|invalid|impossible|out|eliminated|excluded|rejected))\b"
+    r"|(?:is|was)(?:(?:n't|\b.*\bnot)\s*(?:\Z|[,.;]|(?:the\s+)?(?:right|correct|valid|true|answer|it)\b)"
+    r"|\b.*\b(?:wrong|incorrect|false|invalid|impossible|ruled out|eliminated|excluded|rejected)\b)"
     r"|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
 )
 _TIME = re.compile(
