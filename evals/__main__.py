@@ -149,14 +149,11 @@ def main(
             start(options)
     except Stopped:
         exit_with_error(f"stopped; {how_to_continue(options)}", stop.exit_code)
-    except NanError as error:
-        exit_with_error(str(error), 1)
-    except EngineError as error:
-        exit_with_error(f"{error}\n{how_to_continue(options).capitalize()}.", 1)
     except RuntimeError as error:
-        if (lost := lost_rank(error)) is None:
+        if (said := str(error) if isinstance(error, EngineError) else lost_rank(error)) is None:
             raise
-        exit_with_error(f"{lost}\n{how_to_continue(options).capitalize()}.", 1)
+        again = "" if isinstance(error, NanError) else f"\n{how_to_continue(options).capitalize()}."
+        exit_with_error(f"{said}{again}", 1)
     except (ValueError, OSError) as error:
         exit_refused(error, options)
 
