@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,12 @@ def test_the_command_shows_and_writes_what_it_found(tmp_path: Path) -> None:
     assert (tmp_path / "made" / "s.png").read_bytes().startswith(b"\x89PNG")
     _, output = run(paths[1], "--modules")
     assert "model.layers.0.mlp.up_proj" in output
+
+
+def test_what_nobody_could_read_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert app([str(adapter(tmp_path / "a", torch.ones(4, 1)))], standalone_mode=False) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def plan(*arguments: str | Path) -> tuple[int, str]:
     # The command disables the hub through the environment, which other tests must not see.
     done = CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
     return done.exit_code, done.stderr if done.exit_code else done.stdout
+
+
+def test_a_plan_that_nobody_could_read_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert app(["--config", "quickstart", "--devices", "1x80"], standalone_mode=False) == 1
 
 
 def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> None:
