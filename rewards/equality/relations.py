@@ -124,6 +124,8 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         if one.operators == other.operators
     ]
     for one, other in turned:
+        if names_value(one.sides[1]) and not names_value(one.sides[0]):
+            continue  # 5 = AB: as values, AB would be BA, and the angle ABC the angle ACB
         if _bare(one.sides[0]) == _bare(other.sides[0]) and equal(read(one.sides[1]), read(other.sides[1])):
             return True
         if one.operators == ("=",) and _same_function(one, other, equal):
@@ -152,7 +154,8 @@ def _named_values(one: Relation, other: Relation) -> bool:
     """Whether both only name a value: then there are no equations to compare, and x = 5 differs from y = 5 and from
     x = 6."""
     return all(
-        relation.operators == ("=",) and names_one(relation.sides[0]) and is_closed(relation.sides[1])
+        relation.operators == ("=",)
+        and any(names_one(name) and is_closed(value) for name, value in (relation.sides, relation.sides[::-1]))
         for relation in (one, other)
     )
 
