@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rl_engine.report import __main__ as command
-from rl_engine.run.origin.starts import note_end, note_start
+from rl_engine.run.origin.starts import note_end
 from rl_engine.run.records import read_metrics
 from tests.helpers.reported import RIGHT, TIMES, embedded_data, sampled
 from tests.helpers.run_directories import record_step, start_run
@@ -39,10 +39,9 @@ def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch
     """The run's process recorded its end. Watching continues with a run that is resumed."""
     run, looks = tmp_path / "run", []
     records = start_run(run, "train.steps=9")
-    note_start(run, -1, -1, {}, {})
     record_step(records, 1, {"a": [RIGHT]}, TIMES)
     note_end(run)
-    note_start(run, 1, 1, {}, {})
+    records.open(1)
 
     def next_step(seconds: float) -> None:
         looks.append(seconds)

@@ -60,7 +60,7 @@ def run(make_config: Any, grader: Grader, tmp_path: Path) -> Any:
     sampler = Sampler(queue, grader, ranks)
     return SimpleNamespace(
         config=config, suites=suites, sampler=sampler, eval_sampling=SAMPLING, console=console, step=0, is_main=True,
-        adapter=None, examples=[], records=SimpleNamespace(run=tmp_path),
+        adapter=None, examples=[], records=SimpleNamespace(run=tmp_path, check_place=lambda: None),
     )  # fmt: skip
 
 
