@@ -38,7 +38,7 @@ PHASES = {
     "metrics": ("rl_engine.run.records", "Records", "metrics"),
     "checkpointing": ("rl_engine.run.checkpoint", "Checkpoints", "save"),
     "drawing": ("rl_engine.train", "loop", "plot_run"),
-    "writing the page": ("rl_engine.report", "page", "write_report"),
+    "writing the page": ("rl_engine.train", "one_run", "write_report"),
 }
 TINY = (
     "data.limit=16",
