@@ -45,7 +45,9 @@ FREE_TEXT = frozenset({"sampling.stop"})
 # Keys whose `~` is expanded only when the file is opened, so that a resumed run sees the value it began with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
+# `rank:3`, which YAML takes for a text; not the `http://` of an address.
 UNSPACED = re.compile(r"\s*[\w.-]+:[^\s/\\]")
+# A section of TOML.
 TABLE = re.compile(r"^\[[\w.]+\]\s*$", re.MULTILINE)
 TOML = "a [table] as in TOML; a configuration is YAML, which has  table:  and its keys indented below it"
 

@@ -74,6 +74,18 @@ def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> No
     assert {len(kept_answers(path)) for path in directory.glob("*-base.jsonl.gz")} == {2, 5}
 
 
+def test_scores_are_not_written_where_the_run_is_no_longer(run: Any) -> None:
+    """Its directory was moved or removed while the suites were sampled."""
+
+    def gone() -> None:
+        raise OSError("moved")
+
+    run.records.check_place = gone
+    with pytest.raises(OSError, match=r"^moved$"):
+        evaluate(run)
+    assert not (run.records.run / "evals").exists()
+
+
 def test_without_suites_nothing_is_asked(run: Any) -> None:
     run.suites = []
     assert evaluate(run) == []
