@@ -28,7 +28,7 @@ _NEGATED_AFTER = re.compile(
     r"(?:(?:is|was|are|would be|seems|looks|must be|cannot be|can't be|isn't|is not|was not|does not|doesn't)\s+)"
     r"?(?:also\s+|clearly\s+|actually\s+|definitely\s+)*"
     r"(?:what (?:a|an|some|many|most|others|one)\b"
-    r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected"
+    r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected|eliminated|ruled out"
     r"|too (?:large|small|big))\b"
     r"|(?:not|n't)\s+(?:the\s+)?(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b)"
     r"|^" + _MATH_CLOSING + r"[–—-]*\s*(?:(?:but|wait|hm+|actually|oh)\W{1,4})+no\s*(?:[.…!\n]|\Z)",
@@ -56,7 +56,8 @@ _CLAIM = re.compile(
     r"(?:\b(?:(?<!wrong )(?<!incorrect )(?<!of the )answer"
     r"|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)(?:\s+(?:thus|hence|then|therefore))?|\s*[:=])"
-    r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
+    r"|(?:actually|correction|instead|rather|sorry|oops|(?:\A|but|wait|oh)\W{1,9}no)\W{1,3}"
+    r"(?:it|the answer|this|that)?\s*(?:is|'s|should be|must be|has to be|equals)"
     r"|<answer>(?!\s*(?:- |\d+[.)]\s))(?=\s*[^\n<]{1,80}\s*</answer>)\s*|correction:"
     r"|\n####(?!\s*\d+[.)]\s)(?=[^\n\d]*\d[^\n]*\s*\Z)"
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",

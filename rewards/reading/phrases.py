@@ -129,9 +129,10 @@ _NAMED_CHOICE = re.compile(
 )
 _CONTINUES = re.compile(
     r"(?:and|or|wrong|incorrect)\b"
-    r"|(?:is|was)(?:(?:n't|\b.*\bnot)\s*(?:\Z|[,.;]|(?:the\s+)?(?:right|correct|valid|true|answer|it)\b)"
+    r"|(?:is|was|can?|could)(?:(?:n't|not|\b.*\bnot)\s*(?:\Z|[,.;]|(?:be )?(?:the )?(?:right|correct|valid|true|answer"
+    r"|it)\b)"
     r"|\b.*\b(?:wrong|incorrect|false|invalid|impossible|ruled out|eliminated|excluded|rejected)\b)"
-    r"|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
+    r"|[=(^_+\-*/,;?|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
 )
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",

@@ -121,8 +121,9 @@ _COMPUTES = frozenset(["times", "point", "comma", "to", "choose", "by", "per", "
 _COMPUTES_AT_ONCE = _COMPUTES | {"through", "into"}
 """Behind the number itself: 5 through ten, but 5 lines through two points and 5 balls into two boxes."""
 _LAST = frozenset([
+    "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines", "ten", "twenties", "fifties",
     "halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "sixteenth",
-    "twentieth", "hundredth", "thousandth", "millionth", "billionth", "ten", "mil", "gross", "permille", "promille",
+    "twentieth", "hundredth", "thousandth", "millionth", "billionth", "mil", "gross", "permille", "promille",
     "rejected", "extraneous", "excluded", "discarded", "invalid", "doubled", "tripled", "halved", "inverted",
 ])  # fmt: skip
 """5 tenths are a half, 5 tens fifty, 5 mil may be 5000, and 5 (rejected) is no answer. Before another word they tell
