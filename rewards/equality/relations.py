@@ -152,10 +152,10 @@ def _same_function(one: Relation, other: Relation, equal: Equal) -> bool:
 
 def _named_values(one: Relation, other: Relation) -> bool:
     """Whether both only name a value: then there are no equations to compare, and x = 5 differs from y = 5 and from
-    x = 6. With letters of points AB is a name, whatever its value, and no product: BA = 2x is another."""
+    x = 6. Beside a value without capital letters, AB is a name and no product: BA = 2x is another."""
     return all(
         any(
-            names_one(name) and (is_closed(value) or sum(map(str.isupper, name)) > 1)
+            names_one(name) and (is_closed(value) or sum(map(str.isupper, name)) > 1 > sum(map(str.isupper, value)))
             for name, value in (relation.sides, relation.sides[::-1])
         )
         for relation in (one, other)

@@ -20,7 +20,7 @@ MAX_DIFFERENT_BOXES = 4
 MAX_GAP = 120
 
 _SEPARATOR = re.compile(
-    r"(?:\s|[,;.&|*•$-]|\\[()\[\],;:! ]|\\\\|\\q?quad|\\text(?:bf|rm)?|\\mbox|[{}]|\b(?:and|or)\b"
+    r"(?:\s|[,;.&|*•$-]|\\[()\[\],;:! ]|\\\\|\\q?quad|\\text(?:bf|rm)?|\\mbox|[{}]|\b(?:and|or|und|et|и)\b|[和与、，]"
     r"|\bfor (?:part )?\(?(?:[a-z]|[ivx]+|\d)\)|\(?(?:[a-z]|[ivx]+|\d)\)(?=\s))*",
 )
 _LABEL = re.compile(r"(?P<label>[A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?)\s*=\s*(?:\s|[$({]|\\[(\[])*$")

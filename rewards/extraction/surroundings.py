@@ -18,7 +18,7 @@ _MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\q?quad|\\[,; ]|\\(?:text(?:bf|rm|i
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bcan not|\brather than|\binstead of|\bother than|\bexcept|\bneither|\bnor"
     r"|\bnicht|\bno es|\bn'est pas|\bnon è|\bnão é|\bне|(?<!是)不是|不为"
-    r"|≠|\\neq?|!=|\b(?:wrong|incorrect(?:ly)?|false|naive|mistaken(?:ly)?|example|e\.g\.)\b[^.,;\n$\\\d]{0,25}"
+    r"|≠|\\neq?|!=|\b(?:wrong|incorrect(?:ly)?|false|naive|mistaken(?:ly)?|example)\b[^.,;\n$\\\d]{0,25}"
     r"|\b(?:do not|don't|never|should not|shouldn't)\s+(?:write|say|answer|box|put)\b)"
     r"(?:\s+(?:be|equal|equal to|equals|simply|just|actually|really|get|give))?" + _MATH_OPENING + r"$",
     re.IGNORECASE,
@@ -36,7 +36,8 @@ _NEGATED_AFTER = re.compile(
 )
 _ALTERNATIVE_BEFORE = re.compile(r"\b(?:or|or maybe|or perhaps|or possibly|or even)\b" + _MATH_OPENING + r"$", re.I)
 _ALTERNATIVE_AFTER = re.compile(
-    r"^" + _MATH_CLOSING + r"(?:\(?\s*or\b(?!\s+(?:equivalently|in other words|simply|as a|approximately|about))"
+    r"^" + _MATH_CLOSING + r"(?:\(?\s*(?:(?:or|oder|ou|или)\b|或)"
+    r"(?!\s+(?:equivalently|in other words|simply|as a|approximately|about))"
     r"|alternatively\b|(?:maybe|perhaps|possibly)\b)",
     re.IGNORECASE,
 )
@@ -57,7 +58,7 @@ _CLAIM = re.compile(
     r"|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)(?:\s+(?:thus|hence|then|therefore))?|\s*[:=])"
     r"|(?:actually|correction|instead|rather|sorry|oops|(?:\A|but|wait|oh)\W{1,9}no)\W{1,3}"
-    r"(?:it|the answer|this|that)?\s*(?:is|'s|should be|must be|has to be|equals)"
+    r"(?:it|the answer|this|that)?\s*(?:is|'s|should be|must be|has to be|equals)(?: actually| really)?"
     r"|<answer>(?!\s*(?:- |\d+[.)]\s))(?=\s*[^\n<]{1,80}\s*</answer>)\s*|correction:"
     r"|\n####(?!\s*\d+[.)]\s)(?=[^\n\d]*\d[^\n]*\s*\Z)"
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
@@ -146,7 +147,7 @@ MIN_PROSE_WORDS = 3
 
 _NEGATING_MARKS = (
     "not", "n't", "never", "than", "instead", "except", "neither", "nor", "≠", "\\ne", "!=", "wrong", "ncorrect",
-    "false", "naive", "mistaken", "example", "e.g.", "nicht", "no es", "'est pas", "non è", "não é", "не", "不",
+    "false", "naive", "mistaken", "example", "nicht", "no es", "'est pas", "non è", "não é", "не", "不",
 )  # fmt: skip
 """Every text that `_NEGATED_BEFORE` matches contains one of these: a cheap test before the expensive one."""
 
