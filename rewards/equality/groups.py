@@ -153,6 +153,7 @@ def sets(reference: Node, answer: Node, equal: Equal) -> bool | None:
         if region is not None:
             return region
         if isinstance(reference, Combination) and isinstance(answer, Combination):
-            return reference.operator == answer.operator and in_order(reference.parts, answer.parts, equal)
+            matching = in_order if reference.operator == "setminus" else in_any_order
+            return reference.operator == answer.operator and matching(reference.parts, answer.parts, equal)
         return False
     return None

@@ -137,6 +137,7 @@ DECEPTIVE = frozenset([
     "versus", "vs", "error", "mistake", "other", "otherwise", "alternatively", "depends", "greater", "smaller",
     "without", "divided", "multiplied", "power", "root", "factorial", "mod", "modulo", "remainder", "ignore",
     "ish", "oder", "ou", "nicht", "halb", "halbe", "dne", "undefined", "falsch", "faux", "falso", "incorrecto",
+    "und", "et", "mehr", "demi", "medio", "environ", "circa",
 ])  # fmt: skip
 _COUNTED = re.compile(r"(?<!square )(?<!cube )\b(?:roots|triples|powers|errors|mistakes|remainders|unknowns)\b")
 """Things that are counted, although one of them would change the value: 5 roots, but not 5 root 3."""
