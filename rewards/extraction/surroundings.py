@@ -57,7 +57,7 @@ _CLAIM = re.compile(
     r"(?:\b(?:(?<!wrong )(?<!incorrect )(?<!of the )answer"
     r"|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
     r"(?:\s+(?:is|should be|must be|would be|equals|becomes)(?:\s+(?:thus|hence|then|therefore))?|\s*[:=])"
-    r"|(?:actually|correction|instead|rather|sorry|oops|(?:\A|but|wait|oh)\W{1,9}no)\W{1,3}"
+    r"|(?:(?<![a-z])(?:actually|correction|instead|rather|sorry|oops|(?:but|wait|oh)\W{1,9}no)|\A\W{1,9}no)\W{1,3}"
     r"(?:it|the answer|this|that)?\s*(?:is|'s|should be|must be|has to be|equals)(?: actually| really)?"
     r"|<answer>(?!\s*(?:- |\d+[.)]\s))(?=\s*[^\n<]{1,80}\s*</answer>)\s*|correction:"
     r"|\n####(?!\s*\d+[.)]\s)(?=[^\n\d]*\d[^\n]*\s*\Z)"
