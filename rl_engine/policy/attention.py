@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from rl_engine.config.file import ConfigError
@@ -143,9 +142,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tenso
     Returns:
         [R, heads, T, D].
     """
-    if q.device.type == "cpu":
-        return _Attention.apply(q, k, v, drop, scale)  # type: ignore[no-any-return, no-untyped-call]
-    return scaled_dot_product_attention(q, k, v, ~drop[:, None], scale=scale, enable_gqa=True)
+    return _Attention.apply(q, k, v, drop, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _blocks(x: Tensor, layout: SharedPrompts) -> tuple[Tensor, Tensor]:

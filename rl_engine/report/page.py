@@ -24,7 +24,7 @@ from rl_engine.report.shown_run import ShownRun, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
 from rl_engine.report.warnings import warnings_of
 from rl_engine.run.records import ASKED
-from rollout.files.durable import naming
+from rollout.files.durable import replacing
 
 PROBLEMS = 4
 """Problems shown per step by default."""
@@ -55,13 +55,9 @@ def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = 
     """Write the page atomically, so that no browser sees half of it. `reload_s`: how often it reloads itself."""
     output.parent.mkdir(parents=True, exist_ok=True)
     # A run and a `--watch` process may write the same page at the same time.
-    scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        with naming(output, scratch):
-            scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
-            return scratch.replace(output)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(output, f"{os.getpid()}.partial") as scratch:
+        scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
+    return output
 
 
 def is_report(path: Path) -> bool:

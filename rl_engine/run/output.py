@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evals.launch.group import unjoined
 from rl_engine.config import Config
@@ -106,7 +106,8 @@ def sole_writer(
             if overwrite and _written(run):
                 refuse_unmarked(run)
                 refuse_mount(run)
-                with _set_aside(run, _described(run, config), keep=_is_kept(run, keep), say=say) as earlier:
+                keep = _is_kept(run, keep)
+                with _set_aside(run, _described(run, config), lock=file, keep=keep, say=say) as earlier:
                     yield earlier
             else:
                 yield None
@@ -119,7 +120,7 @@ def sole_writer(
 
 
 @contextlib.contextmanager
-def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator[Earlier]:
+def _set_aside(run: Path, earlier_run: str, *, lock: IO[str], keep: bool, say: Say) -> Iterator[Earlier]:
     """Move an earlier run's files aside until the new run has made a step, and back if it makes none."""
     place = place_aside(run)
     place.mkdir()
@@ -135,8 +136,11 @@ def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator
     try:
         yield earlier
     finally:
+        # If the directory was moved or removed meanwhile, what is there now may be another run's.
+        gone = not is_at(lock, run / LOCK)
+        earlier.keep |= gone
         # If the run was stopped during an evaluation, its step is in a checkpoint but not yet in the metrics.
-        if any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
+        if gone or any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
             earlier.move_aside()
         else:
             for path in _written(run):

@@ -89,6 +89,7 @@ class SftRun(TrainerCallback):
 
     def save(self, unrecorded: dict[str, float] | None = None) -> None:
         """Save a checkpoint after the current step; see `RunState.unrecorded`."""
+        self.records.check_place()
         state = RunState(
             step=self.step,
             position=self.step * self.config.train.batch_size,

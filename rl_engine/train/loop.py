@@ -344,6 +344,7 @@ def save(run: LiveRun) -> None:
         return
     tensors = learner_state(run.learner)
     if run.is_main:
+        run.records.check_place()
         run.checkpoints.save(run.finished, tensors, run.rng)
 
 

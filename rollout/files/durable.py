@@ -126,10 +126,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch file that is synced and becomes `path` if the block succeeds, and is deleted otherwise."""
+def replacing(path: Path, ending: str = "partial") -> Iterator[Path]:
+    """Yield a scratch file that is synced and becomes `path` if the block succeeds, and is deleted otherwise. `ending`:
+    of its name, which differs between processes that may write the same file at the same time."""
     path = path.resolve() if path.is_symlink() else path  # a link stays one, as it does for any program that writes
-    scratch = path.with_name(f".{path.name}.partial")
+    scratch = path.with_name(f".{path.name}.{ending}")
     try:
         with naming(path, scratch):
             yield scratch

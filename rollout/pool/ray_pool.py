@@ -25,7 +25,7 @@ from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
-from rollout.pool.cluster import Size, check_here, machines, placement_of
+from rollout.pool.cluster import Size, machines, placement_of
 from rollout.pool.dispatch import deal
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import (
@@ -164,7 +164,6 @@ class RayPool:
         nothing waits for workers that are busy."""
         if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        check_here()
         making, limit_s = in_background(partial(version_of, ref)), self.settings.start_timeout_s
         # The supervision learns of a store that has stopped, long before a large version could be given up.
         if not (wait([making], POLL_S).done or self._wait_until(making.done, limit_s)):
@@ -308,6 +307,7 @@ class RayPool:
             self._workers.remove(worker)
             worker.end()
 
+    @faults_of_ray()
     def _assign(self) -> None:
         """Give every worker with room its next request."""
         queues = (self._urgent, self._waiting)

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from rollout.adapters import MANIFEST, AdapterError, is_whole_model, read_manifest, sha256_of, stated_manifest
+from rollout.pool.cluster import check_here
 from rollout.pool.space import PIECE_BYTES, PIECES_KEPT
 from rollout.pool.worker_handle import Call, Complaint, WorkerHandle
 from rollout.types import AdapterRef
@@ -55,11 +56,11 @@ class Adapter:
     def __post_init__(self) -> None:
         names = [MANIFEST, *read_manifest(self.ref.path)["files"]]
         self._files = {name: (self.ref.path / name).read_bytes() for name in names}
-        self._in_store = ray.put(self._files)
+        self._in_store = stored(self._files)
 
     def call(self, worker: WorkerHandle, deadline: float) -> Call | None:
         if self._in_store is None:
-            self._in_store = ray.put(self._files)
+            self._in_store = stored(self._files)
         self._takers.add(worker)
         call = worker.load(self.ref, self._in_store, deadline)
 
@@ -158,10 +159,17 @@ class WholeModel:
         if number not in self._in_store:
             piece = self._pieces[number]
             content = np.fromfile(self.ref.path / piece.name, np.uint8, piece.count, offset=piece.start)
-            self._in_store[number] = ray.put(content)
+            self._in_store[number] = stored(content)
             while len(self._in_store) > PIECES_KEPT:
                 self._in_store.pop(next(iter(self._in_store)))
         return self._in_store[number]
+
+
+def stored(content: Any) -> Any:
+    """Put the content into the object store → its reference. Raises `PoolError` if Ray no longer runs on this machine,
+    where it would end the process."""
+    check_here()
+    return ray.put(content)
 
 
 def version_of(ref: AdapterRef) -> Version:

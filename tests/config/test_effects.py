@@ -238,6 +238,8 @@ def test_a_count_of_sums_that_each_source_says_itself_is_refused() -> None:
     ):
         load_config("gsm8k.yaml", ["data.source=mix", mix, "data.arithmetic.count=99"])
     assert load_config("gsm8k.yaml", ["data.source=mix", mix.replace(", limit: 9", ""), "data.arithmetic.count=99"])
+    for sums in (["data.source=mix", mix], ["data.source=arithmetic", "data.limit=9"]):  # a level is drawn from them
+        assert load_config("gsm8k.yaml", [*sums, "data.arithmetic.count=99", "data.level=[2,3]"])
 
 
 def test_a_mix_may_lose_its_sums(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def run_together(every: list[dict[str, Any]], root: Path, at_once: int) -> None:
         except StopIteration:
             say(name, "state: done")
         except RuntimeError as error:
-            say(name, f"error: RuntimeError: {error}")
+            say(name, f"RuntimeError: {error}")  # the end of a traceback
             say(name, "state: failed")
 
 

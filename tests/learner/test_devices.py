@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.gradients import GradientGuard
 from rl_engine.learner.objective import needs_base, objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import StepStatistics
@@ -96,6 +97,10 @@ def test_a_pass_mixes_no_devices(
         statistics.add_gap(logprob_N.detach(), batch, samples)
         if base_N is not None:
             statistics.add_base(logprob_N.detach(), base_N)
+        guard = GradientGuard(trained, torch.optim.SGD(trained), Ranks(0, 1, CARD), "")
+        for last in (statistics._ratio_quantiles, guard.allows):  # they end with a value, which no tensor has here
+            with pytest.raises(DataDependentOutputException):
+                last()
         with pytest.raises(RuntimeError, match="found at least two devices, meta and cpu"):
             batch.mask_BC & host.mask_BC
     assert logprob_N.device == CARD

@@ -389,6 +389,7 @@ def test_activations_are_those_that_a_pass_keeps(kind: str) -> None:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "head_dim": 16,
+        "qk_layernorm": True,  # of Phi
         "pad_token_id": 0,
     }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()

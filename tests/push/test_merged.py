@@ -45,6 +45,8 @@ def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
         assert (logprobs(merged, ids) - logprobs(learner, ids)).abs().max() > 0.1
     assert "added in float32, and stored as they are." in table(run / "release/v000003")
     folder = run / "release/v000003/merged"
+    # The mode that the umask gives: safetensors' files are their owner's alone.
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
     assert AutoTokenizer.from_pretrained(folder).chat_template
     asked, own = training_protocol(folder), training_protocol(run / "release/v000003")
     assert asked is not None

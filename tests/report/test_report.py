@@ -212,6 +212,9 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     assert write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "again.html").read_text() == page
     with pytest.raises(IsADirectoryError, match=rf"Is a directory: '{tmp_path / 'two'}'$"):
         write_report([tmp_path / "one"], tmp_path / "two")
+    (tmp_path / "link.html").symlink_to("again.html")  # a web server's, for example
+    write_report([tmp_path / "one"], tmp_path / "link.html")
+    assert (tmp_path / "again.html").read_text() != page
     assert not list(tmp_path.glob(".*.partial"))
 
 

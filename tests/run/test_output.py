@@ -194,6 +194,20 @@ def test_a_run_whose_directory_is_gone_writes_nothing_there(becomes: str, tmp_pa
     assert found == ({".lock"} if becomes == "replaced" else None)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_overwriting_run_takes_nothing_from_its_successor(steps: int, tmp_path: Path) -> None:
+    """Its directory was moved, and a third run has begun there. Line 0 is no step."""
+    run, left, told = tmp_path / "run", tmp_path / "left", list[str]()
+    made_run(run)
+    with sole_writer(config_in(run), overwrite=True, say=told.append) as earlier:
+        steps_in(run, earlier, steps)
+        run.rename(left)
+        third = made_run(run, steps=1)
+    assert contents(run) == third
+    assert (tmp_path / "run.old-1").exists() == (steps == 1)
+    assert told[1:] == [f"the earlier run is {'kept in' if steps == 1 else 'removed from'} {tmp_path / 'run.old-1'}"]
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize(
     "end", [ValueError("misspelt"), KeyboardInterrupt(), SystemExit(143)], ids=lambda end: str(end)

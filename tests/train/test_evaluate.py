@@ -15,9 +15,11 @@ from rewards import Grader
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.console import RunConsole
 from rl_engine.sampling.sampler import Sampler
+from rl_engine.sft.loop import SftRun
 from rl_engine.train import loop
 from rl_engine.train.loop import conclude, evaluate
 from rollout.config import SamplingConfig
+from rollout.stopping import Stopped
 from rollout.types import RolloutGroup
 from rollout.work_items import PromptBatch, Request, split
 from tests.helpers.builders import completion, prompt
@@ -74,7 +76,7 @@ def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> No
     assert {len(kept_answers(path)) for path in directory.glob("*-base.jsonl.gz")} == {2, 5}
 
 
-def test_scores_are_not_written_where_the_run_is_no_longer(run: Any) -> None:
+def test_nothing_is_written_where_the_run_is_no_longer(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its directory was moved or removed while the suites were sampled."""
 
     def gone() -> None:
@@ -84,6 +86,13 @@ def test_scores_are_not_written_where_the_run_is_no_longer(run: Any) -> None:
     with pytest.raises(OSError, match=r"^moved$"):
         evaluate(run)
     assert not (run.records.run / "evals").exists()
+    # Nor does whoever then stops it find a checkpoint there, which the next run would take for somebody else's.
+    run.finished, run.learner, run.checkpoints = SimpleNamespace(step=1), None, None
+    monkeypatch.setattr(loop, "learner_state", lambda _: {})
+    with pytest.raises(OSError, match=r"^moved$"):
+        loop.keep(run, Stopped())
+    with pytest.raises(OSError, match=r"^moved$"):
+        SftRun.save(run)
 
 
 def test_without_suites_nothing_is_asked(run: Any) -> None:

@@ -78,8 +78,9 @@ class Together:
         run = self._begun.get(name) or self.waiting.get(name)
         if run is None:
             return None
-        with run.log.open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        if not text.startswith(STATE):
+            with run.log.open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
         if text == f"{STATE}{BEGUN}" and name in self.waiting:
             run.started = time.monotonic()
             self._begun[name] = self.waiting.pop(name)

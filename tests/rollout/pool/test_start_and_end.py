@@ -74,6 +74,10 @@ def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
         with pytest.raises(PoolError, match=r"^Ray failed: Failed to put"):
             pool.load_adapter(published(tmp_path, 2))
     woken.set()
+    # A worker that was busy is sent a version only when it is free.
+    pool._versions["late"], pool._workers[0].call, pool._workers[0].samples = SimpleNamespace(call=full), None, []
+    with pytest.raises(PoolError, match=r"^Ray failed: Failed to put"):
+        pool.submit(PromptBatch([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)])))
     with monkeypatch.context() as patch:
         patch.setattr("ray.kill", full)
         pool.close()  # raises no error of its own that would hide the first
@@ -162,12 +166,18 @@ def test_ray_that_ends_on_the_learners_machine_ends_the_pool(
     """For example by `ray stop`: Ray would end the process as soon as anything is put into the object store."""
     from ray._private import worker
 
+    from rollout.pool.versions import version_of
+
     pool, gone = make_pool(), r"^Ray no longer runs on this machine: it was stopped, or killed for lack of memory"
     socket_of_nobody = SimpleNamespace(plasma_store_socket_name=str(tmp_path / "none"))
+    sent = version_of(published(tmp_path, 0))
+    sent.forget(pool._workers[0])
     with monkeypatch.context() as patch:
         patch.setattr(worker, "_global_node", socket_of_nobody)
         with pytest.raises(PoolError, match=gone):
             pool.load_adapter(published(tmp_path, 1))
+        with pytest.raises(PoolError, match=gone):  # for a worker that comes later
+            sent.call(pool._workers[0], 0.0)
         pool._size._looked = 0.0
         until(pool._supervision.done)
     with pytest.raises(PoolError, match=gone):

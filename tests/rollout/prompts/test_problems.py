@@ -184,6 +184,7 @@ def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> Non
     assert len(load(source="jsonl", path=path, level=(0.2, 0.8), columns=columns, limit=2).problems) == 2
     # Of generated sums the limit was taken first, which left two of these.
     assert len(load(source="arithmetic", level=(3, 3), limit=20).problems) == 20
+    assert len(load(source="arithmetic", level=(0, 9), limit=20, arithmetic={"count": 10}).problems) == 20
     with pytest.raises(ValueError, match="the smaller bound comes first"):
         DataConfig(source="jsonl", level=(3, 1))
 
