@@ -10,7 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from evals.options import EvalOptions
 from evals.protocol.training_protocol import TrainingProtocol
-from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATOR, Suite, load_suite, origin_of, sampling_of
+from evals.suites import (
+    ANSWER_FORMS,
+    ASKED_OF_EMBEDDED,
+    GENERATOR,
+    NO_COLUMNS,
+    Suite,
+    load_suite,
+    origin_of,
+    sampling_of,
+)
 from rewards.config import AnswerForm
 from rollout.config import PromptConfig, SamplingConfig
 from rollout.prompts.problems import turns_left_out
@@ -69,7 +78,9 @@ def prepare_suite(
     prompt = prompt_of(options, suite, tokenizer, trained)
     renderer = Renderer(tokenizer, prompt)
     generated = trained.generated if trained is not None and trained.generated else ASKED_OF_EMBEDDED
-    loaded = load_suite(suite, options.data_dir, options.limit, generated, columns=options.columns)
+    columns = trained.columns if trained is not None else NO_COLUMNS
+    columns = columns.model_copy(update={role: name for role, name in options.columns if name is not None})
+    loaded = load_suite(suite, options.data_dir, options.limit, generated, columns=columns)
     prompts = tuple(renderer.render_all(loaded.problems))
     # The protocol's max_tokens is meant for sums, so a run on other tasks brings its own.
     longest = trained.max_tokens if trained is not None and trained.tasks and suite.source == GENERATOR else None

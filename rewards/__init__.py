@@ -19,15 +19,38 @@ Importing this package is cheap: sympy and math-verify are loaded only in worker
 limited and killed. What counts as correct is documented in docs/rewards.md.
 """
 
+from __future__ import annotations
+
+import importlib
 import runpy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewards.config import RewardConfig
+    from rewards.grader import Grader
+    from rewards.types import GradeItem, GradeResult, Verdict
+
+__all__ = ["GradeItem", "GradeResult", "Grader", "RewardConfig", "Verdict"]
+
+# Loaded on first use, so that a command of this package hears Ctrl-C from its first line on.
+_HOMES = {
+    "GradeItem": "rewards.types",
+    "GradeResult": "rewards.types",
+    "Grader": "rewards.grader",
+    "RewardConfig": "rewards.config",
+    "Verdict": "rewards.types",
+}
 
 _SHADOWING = Path(__file__).parents[1] / "datafiles" / "shadowing.py"
 runpy.run_path(str(_SHADOWING))["refuse_shadowing"]("datafiles")
 
-# Only now: they import `datafiles`.
-from rewards.config import RewardConfig  # noqa: E402
-from rewards.grader import Grader  # noqa: E402
-from rewards.types import GradeItem, GradeResult, Verdict  # noqa: E402
 
-__all__ = ["GradeItem", "GradeResult", "Grader", "RewardConfig", "Verdict"]
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

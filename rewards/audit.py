@@ -9,6 +9,11 @@ and neither of them does may be a false positive. Neither is an error by itself.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from datafiles.leaving import leave_while_loading
+
+    leave_while_loading()
+
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,14 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from datafiles.leaving import leave_tidily
 from datafiles.settings import read_settings
 from rewards.command import Command, Disagreements, Shown, Workers, exit_code, print_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
-from rewards.second_opinion import MATH_VERIFY, PLAIN
 from rewards.streams import check_heard, lasting
-from rewards.types import GradeItem, GradeResult, Verdict
+from rewards.types import MATH_VERIFY, PLAIN, GradeItem, GradeResult, Verdict
 
 CHUNK = 1000
 FORMS: tuple[str, ...] = get_args(AnswerForm)
@@ -138,6 +143,7 @@ def main(
     show: Shown = 10,
 ) -> None:
     """List completions on which other judges disagree with the verdict."""
+    leave_tidily()
     console = Console(file=lasting("stdout"))
     count, found = 0, list[Row]()
     try:

@@ -8,6 +8,11 @@ a reference cannot be graded or a problem overlaps a file given with --against, 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from datafiles.leaving import leave_while_loading
+
+    leave_while_loading()
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ from rich.progress import Progress
 
 from datafiles.cells import has_column
 from datafiles.formats import HELD_OUT
+from datafiles.leaving import leave_tidily
 from datafiles.problems import Columns, ProblemRow, missing_columns, problem_rows
 from datafiles.rows import remedy, rows_of
 from datafiles.text import TextFileError
@@ -145,6 +151,7 @@ def main(
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:
     """Check a problem file before training on it."""
+    leave_tidily()
     console = Console(file=lasting("stdout"))
     try:
         refuse_existing(output)

@@ -51,11 +51,9 @@ class Grader:
         return cls(config=config, tasks=tasks)
 
     def grade(self, items: Sequence[Gradable]) -> list[GradeResult]:
-        """Grade the items and return the results in order. Never raises because of an item's content."""
-        records = [
-            item if isinstance(item, GradeItem) else GradeItem(completion=item[0], reference=item[1]) for item in items
-        ]
-        return self._grade(records)
+        """Grade the items and return the results in order. Never raises because of an item's content, but `TypeError`
+        for what is no item: of a text, the first two characters would be graded."""
+        return self._grade([_item_of(item) for item in items])
 
     def check_references(
         self, references: Sequence[str], entries: Sequence[Mapping[str, Any]] | None = None
@@ -65,6 +63,8 @@ class Grader:
         The reference itself is the answer, whatever the answer forms, and no shaping term is added. `entries` are the
         generated tasks' entries, as in `GradeItem.entry`; the tasks' own scorers judge them.
         """
+        if isinstance(references, str) or not all(isinstance(text, str) for text in references):
+            raise TypeError(f"check_references takes a list of texts, not {references!r:.80}")
         requests: list[wire.Message] = [
             {"completion": text, "reference": text, "as_answer": True, "entry": packed(entry)}
             for text, entry in zip(references, entries or [{}] * len(references), strict=True)
@@ -159,6 +159,16 @@ class Grader:
 def _close_in_owner(pool: Pool, owner_pid: int) -> None:
     if os.getpid() == owner_pid:
         pool.close()
+
+
+def _item_of(given: Any) -> GradeItem:
+    texts = (given.completion, given.reference) if isinstance(given, GradeItem) else given
+    if not isinstance(texts, tuple | list) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        what = f"{given!r:.80} ({type(given).__name__})"
+        raise TypeError(
+            f"grade takes a list of (completion, reference), both of them text, or of GradeItem, not {what}"
+        )
+    return given if isinstance(given, GradeItem) else GradeItem(completion=texts[0], reference=texts[1])
 
 
 def _request(item: GradeItem) -> wire.Message:

@@ -15,9 +15,7 @@ from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Unusable
 from rewards.spelling.clean import Unreadable, clean
 from rewards.spelling.split import quoted_items
-
-PLAIN = 1
-MATH_VERIFY = 2
+from rewards.types import MATH_VERIFY, PLAIN
 
 _BOX_TAIL = re.compile(r"\\boxed\s*\{(.*)", re.DOTALL)
 

@@ -30,6 +30,10 @@ class Verdict(StrEnum):
 FAILED = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
 """Verdicts that say nothing about the completion: grading itself failed."""
 
+PLAIN = 1
+MATH_VERIFY = 2
+"""The bits of the other judges in `second_opinion`, which only workers import."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradeItem:

@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from rollout.stopping import leave_while_loading
+from datafiles.leaving import leave_while_loading
 
 # Name → (module, what it does). `rl-engine train …` runs `python -m rl_engine.train …`.
 COMMANDS = {

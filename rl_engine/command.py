@@ -62,6 +62,15 @@ def what_is_saved(config: Config | SftConfig) -> str:
     return "No checkpoint of this run was saved."
 
 
+def instead_of_resuming(config: Config | SftConfig) -> str:
+    """The message where training has diverged. What could prevent it does not change on `--resume`."""
+    key = "lora.start_from" if config.method == "lora" else "model.name"
+    return (
+        "--resume keeps optim.lr and would end here again: start a new run with a lower one, from the base model or "
+        f"from an earlier version ({key}={config.output_dir}/adapters/vNNNNNN)."
+    )
+
+
 class RunFailedError(RuntimeError):
     """Training ended early. The message is for the user: where the run was, what happened, what is saved."""
 

@@ -50,22 +50,6 @@ def stops_handled(handler: Callable[[int, FrameType | None], None] | signal.Hand
             signal.signal(number, earlier)
 
 
-def leave_while_loading() -> None:
-    """Make Ctrl-C end the process at once, with one line of output, until a `StopRequest` listens: there is nothing to
-    clean up yet.
-
-    For the first lines of a command, whose imports take a second, and longer on a slow disk.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored, as in the background
-        signal.signal(signal.SIGINT, _leave)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(2, b"error: stopped\n")
-    os._exit(128 + number)
-
-
 class Stopped(BaseException):
     """The program was asked to stop. Not an `Exception`, which some libraries catch and ignore."""
 

@@ -106,7 +106,8 @@ HEAVY = {
 LIGHT = (
     "evals.__main__",
     "evals.forgetting.__main__",
-    "rewards",
+    "rewards.audit",
+    "rewards.check",
     "rl_engine",
     "rl_engine.api.child",
     "rl_engine.api.configuration",

@@ -17,11 +17,11 @@ from datafiles.tasks import Task
 from datafiles.text import read_text
 from evals.partial_results import differences
 from evals.policies import Policy
-from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATED_SUITE, generated_by
+from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATED_SUITE, NO_COLUMNS, generated_by
 from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST
-from rollout.config import DataConfig, PromptConfig
+from rollout.config import ColumnsConfig, DataConfig, PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.models import from_home
 from rollout.prompts.generated import REASONING_GYM
@@ -46,6 +46,8 @@ class TrainingProtocol:
     """The Jinja text that replaced the model's own chat template; only in supervised runs."""
     generated: tuple[DataConfig, ...] = ()
     """The generated sources that the run trained on or asked, from which `held_out` takes its problems."""
+    columns: ColumnsConfig = NO_COLUMNS
+    """The run's names for the columns of its data, which its suites followed where they have them."""
     max_tokens: int | None = None
     """The completion limit, in tokens, of the run's evaluations or else of its training."""
 
@@ -127,11 +129,17 @@ def _read(path: Path, directory: Path) -> TrainingProtocol:
             answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
             chat_template=_chat_template(data.get("chat_template"), path, directory),
             generated=_generated(data, values.get("eval", {}).get("suites") or (), supervised=rewards is None),
+            columns=_columns(data),
             max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
         raise ValueError(f"{path} is not the configuration of a run of this version: {reason}") from error
+
+
+def _columns(data: dict[str, Any]) -> ColumnsConfig:
+    given = data.get("columns") or {}
+    return ColumnsConfig.model_validate({role: given.get(role) for role in ColumnsConfig.model_fields})
 
 
 def _generated(data: dict[str, Any], suites: Sequence[str], *, supervised: bool) -> tuple[DataConfig, ...]:

@@ -26,6 +26,8 @@ def load_config(name: str | Path, settings: Settings = ()) -> Config:
         settings = [settings]
     if isinstance(settings, Mapping):
         settings = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
+    if not all(isinstance(one, str) for one in settings):
+        raise TypeError(f"load_config takes settings as a mapping, or as a list of KEY=VALUE, not {settings!r:.80}")
     return read_config(Config, str(name), settings, place="settings")
 
 

@@ -58,7 +58,7 @@ class Run:
         """
         files, done = rollout_files(self.path), self.step
         if step is not None and step not in files:
-            raise ValueError(f"{self.path} has no completions of step {step}: its last step is {done}")
+            raise ValueError(f"{self.path} has no completions of step {step!r}: its last step is {done}")
         for one in files if step is None else [step]:
             try:
                 rows = read_rollouts(files[one])

@@ -106,23 +106,22 @@ def shipped(module: str) -> list[str]:
     return [name for name in names if (name.startswith(own) if own else not name.startswith((*kinds.values(),)))]
 
 
-def find_config(name: str) -> Path:
-    """The file at this path, or else the shipped configuration of this name."""
+def find_config(name: str, module: str) -> Path:
+    """The file at this path, or else the shipped configuration of this name. `module`: the command it is for."""
     if not name.strip():  # `--config "$CONFIG"`, with a variable that is unset
         raise ConfigError("--config is empty: give a YAML file, or the name of a shipped configuration")
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    shipped = sorted(path.name for path in CONFIGS.glob("*.yaml"))
     if Path(name).is_dir():
         inside = sorted(str(path) for path in Path(name).glob("*.y*ml"))
         remedy = f": name a file in it, {listed(inside)}" if inside else " without a YAML file"
         raise ConfigError(f"--config {name} is a directory{remedy}")
-    found = near(Path(name).stem, [Path(known).stem for known in shipped])
+    found = near(Path(name).stem, sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     if found is None and not Path(name).parent.is_dir():
         raise ConfigError(f"no configuration {name!r}: there is no directory {Path(name).parent}")
-    hint = f"; did you mean {found}.yaml?" if found else ""
-    raise ConfigError(f"no configuration {name!r}: not a file, and not one of {', '.join(shipped)}{hint}")
+    hint = f"did you mean {found}.yaml?" if found else f"shipped are {', '.join(shipped(module))}"
+    raise ConfigError(f"no configuration {name!r}, neither a file nor a shipped one; {hint}")
 
 
 def read_config(schema: type[S], name: str, overrides: Sequence[str] = (), *, place: str = "command line") -> S:
@@ -141,7 +140,7 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
     A key without effect is an error, unless a later layer made it ineffective, as `method=full` does for a file that
     sets a rank. Then the key is dropped, as if it had not been set.
     """
-    path = find_config(name)
+    path = find_config(name, schema.module)
     layers = [Layer(str(path), _read_file(path))]
     whole = layers[0].values
     for place, overrides in settings:

@@ -6,7 +6,7 @@ Prints what the machine has and what the configuration would use, then trains tw
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from rollout.stopping import leave_while_loading
+    from datafiles.leaving import leave_while_loading
 
     leave_while_loading()
 

@@ -6,7 +6,7 @@ Shows what was learned, from the files alone: norms of A, B and ΔW, and how man
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from rollout.stopping import leave_while_loading
+    from datafiles.leaving import leave_while_loading
 
     leave_while_loading()
 

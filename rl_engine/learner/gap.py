@@ -24,6 +24,10 @@ class SamplerGapError(RuntimeError):
     """The sampler does not sample from the policy that is being trained."""
 
 
+class DivergedError(SamplerGapError):
+    """The policy itself computes NaN."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenGap:
     """One token's position and its log-probability under the sampler and under the learner."""
@@ -102,9 +106,9 @@ class GapLimits:
         worst = gap.worst
         where = f", at {worst.describe()}" if worst else ""
         if worst is not None and math.isnan(worst.learner):
-            raise SamplerGapError(
+            raise DivergedError(
                 f"the learner's log-probability is NaN at {worst.describe()}. Nothing was updated. Training has "
-                "diverged, and the sampler is not the cause: continue from an earlier version with a lower optim.lr."
+                "diverged, and the sampler is not the cause."
             )
         kl_margin = kl.margin(self.kl, self.logprob)
         raise SamplerGapError(
@@ -143,7 +147,6 @@ def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:
     if limits is not None:
         limits.check(gap)
     elif math.isnan(gap.kl):
-        raise SamplerGapError(
-            "sampler/kl is NaN: the sampler or the learner returned a NaN log-probability. Nothing was updated; "
-            "continue from an earlier version with a lower optim.lr."
+        raise DivergedError(
+            "sampler/kl is NaN: the sampler or the learner returned a NaN log-probability. Nothing was updated."
         )

@@ -6,7 +6,7 @@ Imports nothing heavy until the adapter and the output directory are known to be
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from rollout.stopping import leave_while_loading
+    from datafiles.leaving import leave_while_loading
 
     leave_while_loading()
 

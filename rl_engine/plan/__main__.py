@@ -6,7 +6,7 @@ Predicts what a run will need from the configuration and the model's config.json
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from rollout.stopping import leave_while_loading
+    from datafiles.leaving import leave_while_loading
 
     leave_while_loading()
 

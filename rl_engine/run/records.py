@@ -92,12 +92,15 @@ def _asked_by(start: Mapping[str, Any]) -> list[Any]:
 
 def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:
     """The first version with the highest score on a suite, among those that still exist; None if none was evaluated.
+    Version 0, with which training began, counts only where it is higher than all others.
 
     Computed from the metrics each time, because a resumed run drops later lines, and their scores must not count.
     """
     key = f"eval/{suite}/avg"
     scored = [line for line in lines if key in line and line["adapter/version"] in there]
-    return int(max(scored, key=lambda line: line[key])["adapter/version"]) if scored else None
+    if not scored:
+        return None
+    return int(max(scored, key=lambda line: (line[key], line["adapter/version"] > 0))["adapter/version"])
 
 
 def rollout_files(run: Path) -> dict[int, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evals.command import exit_with_error
-from rl_engine.command import UNTRAINED, losses_explained, what_is_saved
+from rl_engine.command import UNTRAINED, instead_of_resuming, losses_explained
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
@@ -108,7 +108,7 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
             run.console.note(f"stopped {saved if run.step else f'as asked before the first step: {UNTRAINED}'}")
             return run.stop.exit_code
         except NonFiniteGradientError as error:
-            exit_with_error(f"step {run.step + 1}: {error}\n{what_is_saved(config)}", 1)
+            exit_with_error(f"step {run.step + 1}: {error}\n{instead_of_resuming(config)}", 1)
         ref = publish(run, run.batches.steps)
     kind = {"lora": "adapter", "full": "model"}[config.method]
     paths = {"run": config.output_dir, kind: str(store.path_of(ref.version))}

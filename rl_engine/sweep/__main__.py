@@ -7,10 +7,11 @@ Imports neither torch nor matplotlib.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from rollout.stopping import leave_while_loading
+    from datafiles.leaving import leave_while_loading
 
     leave_while_loading()
 
+import errno
 import math
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_explained, lasting_console, print_table, stoppable
+from evals.command import exit_explained, exit_with_error, lasting_console, print_table, stoppable
 from rewards.streams import check_heard
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
@@ -39,6 +40,7 @@ from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = lasting_console()
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 REPORT_S = 60.0
 """Shortest time between reports. A report takes seconds of CPU time, which runs of half a minute need themselves."""
 
@@ -103,7 +105,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     if only_check:
         for cell in due:
             console.print(escape(cell.name), soft_wrap=True)
-        console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")
+        console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {ended(found)}")
         show_sharing(config, targets)
         check_hub(wanted)
         check_heard()
@@ -111,15 +113,22 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     check_writable(config.output, "output_dir")
     check_hub(wanted)
     sharing = show_sharing(config, targets)
-    results, stop = run_sweep(
-        config,
-        targets,
-        retry_failed=retry_failed,
-        sharing=sharing,
-        cards=cards,
-        on_result=at_intervals(lambda results: write_report(config, results.by_cell)),
-    )
-    show(config, write_report(config, results.by_cell), config.output)
+    try:
+        results, stop = run_sweep(
+            config,
+            targets,
+            retry_failed=retry_failed,
+            sharing=sharing,
+            cards=cards,
+            on_result=at_intervals(lambda results: write_report(config, results.by_cell)),
+        )
+        show(config, write_report(config, results.by_cell), config.output)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        exit_with_error(f"{error}\nMake space. The same command with --retry-failed continues.", 1)
+    if "failed" in (how := ended(results.by_cell)):
+        console.print(how)
     if stop.signum is not None:
         console.print("stopped as asked: run the same command to continue")
         return 128 + stop.signum
@@ -152,6 +161,13 @@ def at_intervals(report: Callable[[Results], object]) -> Callable[[Results], Non
             last = time.monotonic()
 
     return sparing
+
+
+def ended(found: Found) -> str:
+    """How many cells are done, and how many failed, which run again only if asked."""
+    done = sum(result.status == "done" for result in found.values())
+    failed = f", {len(found) - done} failed: --retry-failed runs them again"
+    return f"{done} done{failed if done < len(found) else ''}"
 
 
 def code_of(found: Found) -> int:

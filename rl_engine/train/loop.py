@@ -75,8 +75,8 @@ class LiveRun:
     """The version of the learner's current weights, published or about to be."""
     examples: list[ShownAnswer] = field(default_factory=list)
     """One per evaluation so far."""
-    unsaved: bool = False
-    """Whether the last finished step could not be saved when the run ended."""
+    saved: int = field(init=False)
+    """The step of the newest checkpoint."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
     """State after the last step whose update is done; it matches the learner's current weights."""
@@ -86,6 +86,7 @@ class LiveRun:
 
     def __post_init__(self) -> None:
         self.watch = Watch(settings_of(self.config))
+        self.saved = self.step
         finish(self, {})
 
     @property
@@ -346,6 +347,7 @@ def save(run: LiveRun) -> None:
     if run.is_main:
         run.records.check_place()
         run.checkpoints.save(run.finished, tensors, run.rng)
+    run.saved = run.finished.step
 
 
 def keep(run: LiveRun, error: BaseException | None) -> None:
@@ -359,7 +361,6 @@ def keep(run: LiveRun, error: BaseException | None) -> None:
     except (OSError, SafetensorError, MemoryError, RuntimeError) as second:
         if isinstance(error, Stopped):
             raise
-        run.unsaved = True
         why = lost_rank(second) or first_line(second)
         log.warning("step %d could not be saved: %s", run.finished.step, why)
 

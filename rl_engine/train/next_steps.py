@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-from datafiles.formats import is_file_name
-from evals.suites import columns_in
 from rl_engine.config import Config
 from rl_engine.run.memory import GIB
 from rollout.engine import smallest_allowed_rank
@@ -36,7 +34,7 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
         # Scores match the run's only in the run's precision: name it wherever `auto` would choose another.
         if config.model.dtype not in ("auto", serving_precision("auto", model, adapter=lora)):
             score += ["--dtype", config.model.dtype]
-        score += ["--suite", ",".join(suites), *read_as(config), "--output", str(run / "evals" / "after.json")]
+        score += ["--suite", ",".join(suites), *read_from(config), "--output", str(run / "evals" / "after.json")]
         commands["score it beside its base model" if lora else "score it"] = score
     commands[f"serve it, as the model {NAME!r}" if lora else "serve it"] = serve
     return {purpose: shlex.join(words) for purpose, words in commands.items()}
@@ -59,10 +57,6 @@ def suites_to_score(config: Config) -> tuple[str, ...]:
     return config.eval.suites or (("held_out",) if generated else ())
 
 
-def read_as(config: Config) -> list[str]:
-    """The options that say how the suites are read: their directory and, for problem files, their columns."""
-    files = [name for name in config.eval.suites if is_file_name(name) and Path(name).exists()]
-    found = [columns_in(name, config.data.columns, f"suite {name}") for name in files]
-    problem, answer = ({getattr(one, role) for one in found} - {None} for role in ("problem", "answer"))
-    options = {"--data-dir": {config.eval.data_dir} - {None}, "--problem": problem, "--answer": answer}
-    return [word for option, values in options.items() for value in values for word in (option, value)]
+def read_from(config: Config) -> list[str]:
+    """The option for the suites' directory. The columns of files are those of the run, which the adapter names."""
+    return ["--data-dir", config.eval.data_dir] if config.eval.data_dir else []

@@ -6,9 +6,9 @@ import contextlib
 from pathlib import Path
 
 from rewards import Grader
-from rl_engine.command import UNTRAINED, RunFailedError, losses_explained, what_is_saved
+from rl_engine.command import UNTRAINED, RunFailedError, instead_of_resuming, losses_explained, what_is_saved
 from rl_engine.config import Config
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import DivergedError, SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.report.page import write_report
@@ -21,9 +21,11 @@ from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
 from rl_engine.train.loop import LiveRun, summary_paths, train
 from rl_engine.train.next_steps import next_steps
-from rollout.engine import EngineError
+from rollout.engine import EngineError, NanError
 from rollout.prompts.problems import tasks_of
 from rollout.stopping import Stopped, StopRequest
+
+DIVERGED = (NonFiniteGradientError, DivergedError, NanError)
 
 
 def train_run(
@@ -72,15 +74,12 @@ def train_in_place(
             except Stopped:
                 report_stop(run)
                 return stop.exit_code
-            except (SamplerGapError, GradingFailedError) as error:
+            except (SamplerGapError, GradingFailedError, NonFiniteGradientError) as error:
                 raise RunFailedError(
-                    f"step {run.step}, version {run.version}: {error}\n{how_to_continue(run)}"
+                    f"step {run.step}, version {run.version}: {error}\n{how_to_continue(run, error)}"
                 ) from error
-            except NonFiniteGradientError as error:
-                saved = what_is_saved(config)
-                raise RunFailedError(f"step {run.step}, version {run.version}: {error}\n{saved}") from error
             except EngineError as error:
-                raise RunFailedError(f"step {run.step}: {error}\n{how_to_continue(run)}") from error
+                raise RunFailedError(f"step {run.step}: {error}\n{how_to_continue(run, error)}") from error
             finally:
                 with contextlib.closing(run.sampler.engine):
                     if ranks.is_main:
@@ -119,9 +118,11 @@ def report_stop(run: LiveRun) -> None:
     run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
 
 
-def how_to_continue(run: LiveRun) -> str:
+def how_to_continue(run: LiveRun, error: Exception) -> str:
     """How to continue after an error. By then the last finished step has been saved, if that was possible."""
     step = run.finished.step
-    if run.unsaved:
-        return what_is_saved(run.config)
-    return f"step {step} is saved: --resume continues after it." if step else f"No step was done: {UNTRAINED}."
+    if not step:
+        return f"No step was done: {UNTRAINED}."
+    if isinstance(error, DIVERGED):
+        return instead_of_resuming(run.config)
+    return f"step {step} is saved: --resume continues after it." if run.saved == step else what_is_saved(run.config)

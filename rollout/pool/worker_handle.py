@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datafiles.text import first_line
-from rollout.engine import NanError, PoolError
+from rollout.engine import NanError
 from rollout.pool.dispatch import MOST_ITEMS
 from rollout.pool.worker import PoolWorker
 from rollout.types import AdapterRef
@@ -173,13 +173,13 @@ def end_all(workers: Sequence[WorkerHandle], limit_s: float) -> None:
 
 
 def answer_of(handle: Any) -> tuple[Any, Complaint]:
-    """Return (what a call returned, None) or (None, why it returned nothing). Raises `PoolError` where the model
+    """Return (what a call returned, None) or (None, why it returned nothing). Raises `NanError` where the model
     computes NaN: the next worker would, too."""
     try:
         return ray.get(handle, timeout=FETCH_S), None
     except RayTaskError as error:
         if isinstance(error.cause, NanError):
-            raise PoolError(str(error.cause)) from None
+            raise NanError(str(error.cause)) from None
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
         # If an actor died, the first line says how and Ray's advice follows. If it died starting, the cause comes last.

@@ -212,3 +212,9 @@ def test_a_run_and_a_path_are_taken_as_what_they_name(
     assert repr(run) == f"Run(path={run.path!r})"
     with pytest.raises(TypeError, match=r"a file, or the name of a shipped one, and then settings, not \{'model'"):
         rl_engine.load_config({"model": "embedded"})  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"settings as a mapping, or as a list of KEY=VALUE, not \[\('lora.rank', 8\)\]"
+    ):
+        rl_engine.load_config("quickstart.yaml", [("lora.rank", 8)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="has no completions of step '1': its last step is "):
+        next(run.completions("1"))  # type: ignore[arg-type]

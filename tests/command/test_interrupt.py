@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from datafiles.leaving import leave_tidily, leave_while_loading
 from rl_engine.__main__ import COMMANDS
 from tests.helpers.run_directories import trained_run
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted({module for module, _ in COMMANDS.values() if not module.startswith("rewards.")})
+MODULES = sorted({module for module, _ in COMMANDS.values()})
 # Stands in for a library that every command loads first.
 TYPER = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 
@@ -70,8 +71,13 @@ def test_a_command_that_is_asked_to_stop_says_so_in_one_line(
 
 
 def test_ctrl_c_in_a_command_without_anything_to_tidy_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hides the cursor while it grades, so from then on Ctrl-C must not end it at once."""
     from rewards import check
 
     monkeypatch.setattr(check, "load", ask(signal.SIGINT))
-    result = CliRunner().invoke(check.app, [__file__])
+    leave_while_loading()
+    try:
+        result = CliRunner().invoke(check.app, [__file__])
+    finally:
+        leave_tidily()
     assert (result.exit_code, result.output) == (130, "error: stopped\n")

@@ -11,7 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from rl_engine.config import load_config
-from rl_engine.config.file import CONFIGS, read_config
+from rl_engine.config.file import CONFIGS, read_config, shipped
+from rl_engine.config.sft import SftConfig
 from rl_engine.sft import __main__ as sft
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.train import __main__ as train
@@ -64,7 +65,10 @@ def test_a_place_that_is_not_there_is_reported_without_the_names() -> None:
     assert (
         message("runs/mine/config.yaml") == "no configuration 'runs/mine/config.yaml': there is no directory runs/mine"
     )
-    assert message("conf/quickstart.yaml").endswith("did you mean quickstart.yaml?")
+    absent = "no configuration {!r}, neither a file nor a shipped one; {}"
+    assert message("conf/quickstart.yaml") == absent.format("conf/quickstart.yaml", "did you mean quickstart.yaml?")
+    own = ", ".join(shipped("rl_engine.sft"))
+    assert message("mine.yaml", schema=SftConfig) == absent.format("mine.yaml", f"shipped are {own}")
 
 
 @pytest.mark.parametrize("line", ["model: {name: ${oc.env:BASE}}", "eval: {suites: [${oc.env:SUITE}]}"])

@@ -10,7 +10,16 @@ import torch
 
 from rl_engine.config import load_config
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.learner.gap import GapLimits, SamplerGap, SamplerGapError, TokenGap, check_gap, furthest, gap_limits
+from rl_engine.learner.gap import (
+    DivergedError,
+    GapLimits,
+    SamplerGap,
+    SamplerGapError,
+    TokenGap,
+    check_gap,
+    furthest,
+    gap_limits,
+)
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import StepStatistics
 
@@ -162,7 +171,7 @@ def test_the_message_names_the_token_and_its_position() -> None:
     ) in str(caught.value)
     with pytest.raises(SamplerGapError, match=r"over 100 tokens, sampler/kl 0\.045 \(limit 0\.01, plus 0\.0135 that "):
         HALF.check(measured([0.3] * 100))
-    with pytest.raises(SamplerGapError, match=r"log-probability is NaN at token 3 of 9 .*sampler is not the cause"):
+    with pytest.raises(DivergedError, match=r"log-probability is NaN at token 3 of 9 .*sampler is not the cause"):
         LIMITS.check(gap(math.nan, logprob_max=math.nan, beyond=0.1, worst=token(math.nan)))
 
 
@@ -182,5 +191,5 @@ def test_without_limits_everything_but_nan_passes() -> None:
     check_gap(gap(1e-3), LIMITS)
     with pytest.raises(SamplerGapError, match=r"limit 0\.001"):
         check_gap(gap(1.1e-3), LIMITS)
-    with pytest.raises(SamplerGapError, match=r"^sampler/kl is NaN: .*Nothing was updated"):
+    with pytest.raises(DivergedError, match=r"^sampler/kl is NaN: .*Nothing was updated"):
         check_gap(gap(math.nan), None)

@@ -10,7 +10,7 @@ from rl_engine.run.records import best_version
 
 
 def test_the_best_version_has_the_highest_score() -> None:
-    """The first of equal versions, among those that still exist."""
+    """The first of equal versions, among those that still exist, and a trained one before the one it began with."""
     scores = [(0, 0.2), (5, 0.6), (9, 0.6), (12, 0.5)]
     lines = [{"step": v, "adapter/version": v, "eval/a/avg": s, "eval/b/avg": -s} for v, s in scores]
     lines.insert(1, {"step": 3, "adapter/version": 3})
@@ -19,6 +19,7 @@ def test_the_best_version_has_the_highest_score() -> None:
     assert best_version(lines, "a", [0, 9, 12]) == 9
     assert best_version(lines[:3], "a", range(13)) == 5
     assert best_version(lines, "c", range(13)) is None
+    assert best_version([{**line, "eval/a/avg": 0.0} for line in lines], "a", range(13)) == 3
 
 
 def test_the_suite_that_decides_must_be_measured() -> None:

@@ -209,20 +209,14 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
         (["data.source=mix", "data.mix=[{source: arithmetic}, {source: gsm8k}]", "eval.suites=[]"], "--suite held_out"),
         (
             ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{problems}']"],
-            "--suite {problems} --answer key --output",
-        ),
-        # The suite has column names of its own: the columns of the training data have no effect on it.
-        (
-            ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{plain}']"],
-            "{plain} --output",
+            "--suite {problems} --output",
         ),
     ],
 )
 def test_what_is_suggested_to_be_scored_can_be(settings: list[str], words: str | None, tmp_path: Path) -> None:
     """Its own suites; without any, problems generated like its data and held out; without those, nothing."""
-    places = {"problems": str(tmp_path / "mine.jsonl"), "plain": str(tmp_path / "plain.jsonl")}
+    places = {"problems": str(tmp_path / "mine.jsonl")}
     (tmp_path / "mine.jsonl").write_text('{"id": "1", "problem": "1+1", "key": "2"}\n')
-    (tmp_path / "plain.jsonl").write_text('{"id": "1", "problem": "1+1", "answer": "2"}\n')
     given = [text.format(**places) if "{p" in text else text for text in settings]
     config = load_config("quickstart.yaml", given)
     commands = list(next_steps(config, tmp_path / "adapters" / "v000001").values())

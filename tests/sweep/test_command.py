@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: Sweep
     assert "--config NAME_OR_PATH" in answer.stderr
 
 
+def test_a_full_disk_ends_a_sweep_with_a_way_on(
+    make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells may have met the full disk before it did: those count as failed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "results.jsonl")
+
+    monkeypatch.setattr(sweep_command, "run_sweep", full)
+    make_sweep()
+    answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml")])
+    assert answer.exit_code == 1
+    assert "'results.jsonl'\nMake space. The same command with --retry-failed continues.\n" in answer.output
+
+
 def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> None:
     """Once every run has a checkpoint or a result, the adapter to start from may be gone."""
     start = tmp_path / "start"
@@ -50,8 +66,9 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     config = read_config(SweepConfig, str(tmp_path / "sweep.yaml"))
     first, second = due_cells(config, {})
 
-    def asked() -> tuple[int, str]:
-        answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "--dry-run", "--retry-failed"])
+    def asked(*options: str) -> tuple[int, str]:
+        options = options or ("--dry-run", "--retry-failed")
+        answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), *options])
         return answer.exit_code, answer.output
 
     assert asked()[0] == 0
@@ -66,6 +83,7 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     made_with = targets_of(config)[second.arm, second.axis_value].config_hash
     results.add(replace(result_of_cell(second, status="failed"), config_hash=made_with))
     assert "arm quickstart, optim.lr=0.001: lora.start_from" in asked()[1]
+    assert "1 cells due, 0 to follow, 0 done, 1 failed: --retry-failed runs them again" in asked("--dry-run")[1]
     results.add(replace(result_of_cell(second, status="done"), config_hash=made_with))
     code, output = asked()
     assert (code, "1 cells due, 0 to follow, 1 done" in output) == (0, True), output

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
-from rl_engine.config.file import ConfigError, find_config
+from rl_engine.config.file import CONFIGS, ConfigError
 from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.sharing import groups_of
@@ -224,7 +224,7 @@ def killed_while_it_samples() -> None:
 
 
 def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> None:
-    (tmp_path / "like.yaml").write_text(find_config("quickstart.yaml").read_text())
+    (tmp_path / "like.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
     arguments = ("--config", "like.yaml", *SETTINGS, *HEALTHY, "checkpoint.every=3", "--resume")
     for at, code in (("12", -signal.SIGKILL), ("0", 0)):
         environment = {"KILLED_AT": at}
@@ -302,7 +302,7 @@ def test_each_run_has_the_directory_that_it_has_alone(
 def test_what_cannot_be_asked_of_several_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     half = tmp_path / "half.yaml"
-    half.write_text(find_config("quickstart.yaml").read_text().replace("dtype: auto", "dtype: bfloat16"))
+    half.write_text((CONFIGS / "quickstart.yaml").read_text().replace("dtype: auto", "dtype: bfloat16"))
     asked = ("--config", "quickstart.yaml", "--config")
     twice = CliRunner().invoke(app, [*asked, "quickstart.yaml"])
     assert twice.exit_code == 2
@@ -327,7 +327,7 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rl_engine.train.sequential.subprocess.Popen", Process)
-    text = find_config("quickstart.yaml").read_text()
+    text = (CONFIGS / "quickstart.yaml").read_text()
     for name in ("half", "other"):
         (tmp_path / f"{name}.yaml").write_text(
             text.replace("dtype: auto", "dtype: bfloat16" if name == "half" else "dtype: auto")

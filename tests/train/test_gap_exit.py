@@ -11,7 +11,7 @@ import torch
 
 from rl_engine.command import RunFailedError, explained
 from rl_engine.config import load_config
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import DivergedError, SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.train import one_run
@@ -20,15 +20,18 @@ from rollout.stopping import StopRequest
 
 
 @pytest.mark.parametrize(
-    ("error", "how_to_continue"),
+    ("error", "saved", "how_to_continue"),
     [
-        (SamplerGapError, "step 2 is saved: --resume continues"),
-        # Weights may have moved since the last finished step, so nothing may overwrite its checkpoint.
-        (NonFiniteGradientError, "No checkpoint of this run was saved."),
+        (SamplerGapError, 2, "step 2 is saved: --resume continues"),
+        (SamplerGapError, 1, "No checkpoint of this run was saved."),
+        # What could help does not change on --resume, which would compute NaN again.
+        (NonFiniteGradientError, 2, "--resume keeps optim.lr and would end here again: "),
+        (DivergedError, 2, "--resume keeps optim.lr and would end here again: "),
     ],
 )
 def test_what_stops_a_run_is_reported_with_its_step_and_version(
     error: type[RuntimeError],
+    saved: int,
     how_to_continue: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -38,17 +41,18 @@ def test_what_stops_a_run_is_reported_with_its_step_and_version(
     def off(_: object) -> None:
         raise error("sampler/kl 13")
 
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1", "model.dtype=float32"])
     run = SimpleNamespace(
         step=3,
         version=2,
-        unsaved=False,
+        config=config,
+        saved=saved,
         finished=SimpleNamespace(step=2),
         records=SimpleNamespace(close=lambda: closed.append("records")),
         sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),
     )
     monkeypatch.setattr(one_run, "assemble", lambda *_, **__: run)
     monkeypatch.setattr(one_run, "train", off)
-    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1", "model.dtype=float32"])
     with pytest.raises(RunFailedError) as ended:
         train_in_place(config, Ranks(0, 1, torch.device("cpu")), StopRequest(), resume=False)
     assert explained(ended.value, config) == (str(ended.value), 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rl_engine.config.file import find_config
+from rl_engine.config.file import CONFIGS
 from rl_engine.run.records import read_metrics
 from tests.helpers import forked
 
@@ -56,7 +56,7 @@ def test_one_run_is_the_plain_run_and_two_sample_as_alone(tmp_path: Path) -> Non
         (tmp_path / name).mkdir()
     plain, one = run(tmp_path / "plain"), run(tmp_path / "one", "--together", "1")
     assert kept(one) == kept(plain)
-    other = find_config("quickstart.yaml").read_text().replace("rank: 1", "rank: 4, init: pissa") + "seed: 3\n"
+    other = (CONFIGS / "quickstart.yaml").read_text().replace("rank: 1", "rank: 4, init: pissa") + "seed: 3\n"
     (tmp_path / "two" / "other.yaml").write_text(other)
     concurrent = run(tmp_path / "two", "--config", "other.yaml")
     for ours, alone in zip(rows(concurrent, 1), rows(plain, 1), strict=True):

@@ -118,6 +118,25 @@ def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: A
     assert trained.generated == ASKED_OF_EMBEDDED
 
 
+def test_a_file_is_read_by_the_columns_of_the_run(tmp_path: Path, tokenizer: Any) -> None:
+    """Where it has them; what the command line names comes first."""
+    file, plain = tmp_path / "mine.jsonl", tmp_path / "plain.jsonl"
+    file.write_text('{"id": "1", "ask": "1+1", "key": "2", "other": "3"}\n')
+    plain.write_text('{"id": "1", "problem": "1+1", "answer": "2"}\n')
+    named = ("data.columns.problem=ask", "data.columns.answer=key")
+    ref = write_run(tmp_path / "run", reinforced("data.source=file", f"data.path={file}", *named))
+
+    def answer(path: Path, **given: Any) -> str:
+        suite = find_suite(str(path))
+        return (
+            prepare_suite(options(**given), suite, tokenizer, 9999, training_protocol(ref.path))
+            .prompts[0]
+            .problem.answer
+        )
+
+    assert (answer(file), answer(plain), answer(file, answer="other")) == ("2", "2", "3")
+
+
 def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path) -> None:
     policies = [
         Policy(label=name, ref=write_run(tmp_path / name, reinforced(f"prompt.instruction={name}")))

@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from rewards import Grader, GradeResult
+from rewards import GradeItem, Grader, GradeResult
 from rewards.workers import fork_server, wire
 from rewards.workers.processes import environment
 
@@ -67,6 +68,27 @@ def test_nothing_starts_before_the_first_item() -> None:
     assert grader.grade([]) == []
     assert {process.pid for process in descendants()} == before
     grader.close()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ("3+4=7", "7"),
+        ["3+4=7"],
+        "3+4=7",
+        [("7", 7)],
+        [("7", "7", "3+4")],
+        [GradeItem(completion="7", reference=7)],  # type: ignore[arg-type]
+        [{}],
+    ],
+    ids=repr,
+)
+def test_what_is_no_item_is_not_graded(items: Any, grader: Grader) -> None:
+    """Of a text, the first character was graded against the second."""
+    with pytest.raises(TypeError, match=r"^grade takes a list of \(completion, reference\), both of them text, or of"):
+        grader.grade(items)
+    with pytest.raises(TypeError, match=r"^check_references takes a list of texts, not "):
+        grader.check_references(items if isinstance(items, str) else [*items, 7])  # type: ignore[list-item]
 
 
 def test_close_leaves_no_process_behind() -> None:
@@ -337,7 +359,7 @@ def test_when_the_program_is_stopped_its_workers_go_with_it(signal_number: signa
 
 def test_importing_is_light() -> None:
     code = (
-        "import sys, rewards;"
+        "import sys, rewards.grader;"
         "heavy = {'torch', 'vllm', 'transformers', 'sympy', 'math_verify', 'latex2sympy2_extended', 'trl', 'numpy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from rollout.engine import NanError, PoolError
+from rollout.engine import NanError
 from rollout.pool.worker_handle import answer_of
 
 
@@ -34,5 +34,5 @@ def test_a_model_that_computes_nan_is_no_fault_of_the_worker(monkeypatch: pytest
         raise RayTaskError("generate", "Traceback", NanError("the sampler computed NaN with base: its weights"))
 
     monkeypatch.setattr(ray, "get", fails)
-    with pytest.raises(PoolError, match=r"^the sampler computed NaN with base: its weights$"):
+    with pytest.raises(NanError, match=r"^the sampler computed NaN with base: its weights$"):
         answer_of(None)
