@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,15 @@ def check_every_weight(model_config: Any, place: str, revision: str | None, what
     Of a quantized model, and of one that transformers knows only as more than a language model, nothing is known.
     """
     quantized = getattr(model_config, "quantization_config", None)
-    if not quantized and type(model_config) in auto_class(model_config)._model_mapping:
-        with _silent_transformers():
-            _with_every_weight(model_config, place, what, revision=revision, device_map="meta")
+    if quantized or type(model_config) not in auto_class(model_config)._model_mapping:
+        return
+    # Of two tied embeddings transformers takes either for the other, and vLLM reads the input embedding alone.
+    tied = meta_model(model_config, what).all_tied_weights_keys
+    stored = copy.deepcopy(model_config)
+    for part in (stored, stored.get_text_config()):
+        part.tie_word_embeddings = False
+    with _silent_transformers():
+        _with_every_weight(stored, place, what, spared=tied.keys(), revision=revision, device_map="meta")
 
 
 @contextlib.contextmanager
@@ -154,9 +161,12 @@ def _silent_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _with_every_weight(model_config: Any, place: str, what: str, **settings: Any) -> Any:
-    """The model as transformers loads it. Raises `ValueError` if a weight is missing or has another shape: transformers
-    would silently initialize the former at random, and fails on the latter with a long traceback."""
+def _with_every_weight(
+    model_config: Any, place: str, what: str, *, spared: Set[str] = frozenset(), **settings: Any
+) -> Any:
+    """The model as transformers loads it. Raises `ValueError` if a weight that is not `spared` is missing, or one has
+    another shape: transformers would silently initialize the former at random, and fails on the latter with a long
+    traceback."""
     try:
         model, found = auto_class(model_config).from_pretrained(
             place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -169,7 +179,7 @@ def _with_every_weight(model_config: Any, place: str, what: str, **settings: Any
             "config.json is another model's, or a file is incomplete"
         ) from error
     shapes = ((name, list(stored), list(own)) for name, stored, own in found["mismatched_keys"])
-    lacking = sorted(found["missing_keys"])
+    lacking = sorted(found["missing_keys"] - spared)
     lacking += sorted(f"{name}, {stored} there and {own} by it" for name, stored, own in shapes)
     if lacking:
         raise ValueError(

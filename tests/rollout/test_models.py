@@ -28,7 +28,7 @@ from rl_engine.policy.base_model import load_weights
 from rl_engine.train.__main__ import app as train
 from rollout.config import ModelConfig
 from rollout.engine import EngineSettings
-from rollout.models import EMBEDDED_DIR, check_files, read_tokenizer
+from rollout.models import EMBEDDED_DIR, check_every_weight, check_files, read_model_config, read_tokenizer
 from tests.helpers.families import write_tiny
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
@@ -126,6 +126,21 @@ def test_a_sampler_s_model_has_every_part_of_a_layer(
     assert "REPORT" not in "".join(capfd.readouterr())
     with pytest.raises(ValueError, match=r"^model.name: .*: its files lack (1|some) of the weights that "):
         load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+
+
+def test_the_input_embedding_of_two_tied_is_stored(tmp_path: Path) -> None:
+    """safetensors' save_model keeps the first by the alphabet, lm_head. transformers takes it for both, and vLLM reads
+    no output embedding of such a model: it computed with whatever its memory held."""
+    shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
+    own = load_file(EMBEDDED_DIR / "model.safetensors")
+    model_config = read_model_config(str(tmp_path), None, "M")
+    check_every_weight(model_config, str(tmp_path), None, "M")
+    kept = {name.replace("model.embed_tokens", "lm_head"): value for name, value in own.items()}
+    (tmp_path / "model.safetensors").unlink()
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+    with pytest.raises(ValueError, match=r"^M: its files lack 1 of .* \(model\.embed_tokens\.weight\)"):
+        check_every_weight(model_config, str(tmp_path), None, "M")
 
 
 def test_files_that_nothing_loads_may_be_missing_or_pointers(tmp_path: Path) -> None:
