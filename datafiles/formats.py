@@ -16,6 +16,8 @@ HEAD_BYTES = 4096
 Kind = Literal["empty", "lines", "documents", "table", "parquet", "arrow", "saved", "shards"]
 # First bytes → kind of file.
 READ: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+TAR, TAR_AT = b"ustar", 257
+"""What a tar archive holds, and at which byte."""
 REFUSED = {
     b"(\xb5/\xfd": "a Zstandard file: `zstd -d` unpacks it",
     b"BZh": "a bzip2 file: `bunzip2 -k` unpacks it",
@@ -78,9 +80,11 @@ def format_of(path: Path, key: str) -> Format:
     packed = head.startswith(GZIP)
     if packed:
         head = _unpacked_head(path, key)
-    for magic, refused in REFUSED.items():
-        if head.startswith(magic):
-            raise TextFileError(f"{key}: {path} is {refused}; {WHAT_IS_READ}")
+    refused = next((kind for magic, kind in REFUSED.items() if head.startswith(magic)), "")
+    if head.startswith(TAR, TAR_AT):
+        refused = "a tar archive: `tar -xf` unpacks it"
+    if refused:
+        raise TextFileError(f"{key}: {path} is {refused}; {WHAT_IS_READ}")
     if not head.removeprefix(BOM):
         if path.name.lower().endswith(NEVER_EMPTY):
             raise TextFileError(f"{key}: {path} has 0 bytes, so writing or copying it was cut short: make it again")

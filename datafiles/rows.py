@@ -223,14 +223,16 @@ def _asks(value: Any) -> bool:
 
 
 def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
-    """CSV whose first line names the columns. Every cell is kept as text: 007 stays 007."""
+    """CSV whose first line names the columns. Every cell is kept as text: 007 stays 007. People type a space after a
+    comma: it is not the cell's, and quotation marks after it are quotation marks."""
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
     declared = DELIMITER_LINE.match(first)
     above = 1 if declared else 0
     delimiter = declared[1] if declared else max(DELIMITERS, key=first.count)
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(lines if declared else itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    table = lines if declared else itertools.chain([first], lines)
+    reader = csv.reader(table, delimiter=delimiter, skipinitialspace=True, strict=True)
     names: list[str] = []
     try:
         for cells in reader:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,26 +115,76 @@ def auto_class(model_config: Any) -> Any:
 def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any:
     """Load a model on the CPU with every weight from its files; `settings` go to transformers.
 
-    `what`: as in `read_model_config`. Raises `ValueError` if a weight is missing or has another shape: transformers
-    would silently initialize the former at random, and fails on the latter with a long traceback. Also if the files
-    hold an output embedding that config.json ties to the input embedding: transformers uses it, and vLLM does not.
+    `what`: as in `read_model_config`. Raises `ValueError` as `_with_every_weight` does. Also if the files hold an
+    output embedding that config.json ties to the input embedding: transformers uses it, and vLLM does not.
     """
-    model, found = auto_class(model_config).from_pretrained(
-        place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
-    shapes = ((name, list(stored), list(own)) for name, stored, own in found["mismatched_keys"])
-    lacking = sorted(found["missing_keys"])
-    lacking += sorted(f"{name}, {stored} there and {own} by it" for name, stored, own in shapes)
-    if lacking:
-        raise ValueError(
-            f"{what}: its files lack {len(lacking)} of the weights that config.json asks for ({lacking[0]}), which "
-            "would be random: config.json is another model's, or a file is incomplete"
-        )
+    model = _with_every_weight(model_config, place, what, **settings)
     is_tied = getattr(model_config.get_text_config(), "tie_word_embeddings", False) and model._tied_weights_keys
     if is_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise ValueError(
             f"{what}: its files hold an output embedding other than the input embedding, and by its config.json the "
             "two are one (tie_word_embeddings), as vLLM would have them: set tie_word_embeddings to false there"
+        )
+    return model
+
+
+def check_every_weight(model_config: Any, place: str, revision: str | None, what: str) -> None:
+    """Raises `ValueError` if a model's files lack a weight, from their tables of contents alone; of a hub model they
+    are fetched. vLLM would not notice: it leaves the memory of the weight as it finds it.
+
+    Of a quantized model, and of one that transformers knows only as more than a language model, nothing is known.
+    """
+    quantized = getattr(model_config, "quantization_config", None)
+    if quantized or type(model_config) not in auto_class(model_config)._model_mapping:
+        return
+    # Of two tied embeddings transformers takes either for the other, and vLLM reads the input embedding alone.
+    tied = meta_model(model_config, what).all_tied_weights_keys
+    stored = copy.deepcopy(model_config)
+    for part in (stored, stored.get_text_config()):
+        part.tie_word_embeddings = False
+    with _silent_transformers():
+        _with_every_weight(stored, place, what, spared=tied.keys(), revision=revision, device_map="meta")
+
+
+@contextlib.contextmanager
+def _silent_transformers() -> Iterator[None]:
+    from transformers.utils import logging  # heavy, as in `read_model_config`
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _with_every_weight(
+    model_config: Any, place: str, what: str, *, spared: Set[str] = frozenset(), **settings: Any
+) -> Any:
+    """The model as transformers loads it. Raises `ValueError` if a weight that is not `spared` is missing, or one has
+    another shape: transformers would silently initialize the former at random, and fails on the latter with a long
+    traceback."""
+    try:
+        model, found = auto_class(model_config).from_pretrained(
+            place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except RuntimeError as error:  # the weights of experts, stacked when loaded, that are too few or differ in size
+        if "conversion of the weights" not in str(error):
+            raise
+        raise ValueError(
+            f"{what}: its files lack some of the weights that transformers joins into one, as of a layer's experts: "
+            "config.json is another model's, or a file is incomplete"
+        ) from error
+    shapes = ((name, list(stored), list(own)) for name, stored, own in found["mismatched_keys"])
+    lacking = sorted(found["missing_keys"] - spared)
+    lacking += sorted(f"{name}, {stored} there and {own} by it" for name, stored, own in shapes)
+    if lacking:
+        raise ValueError(
+            f"{what}: its files lack {len(lacking)} of the weights that config.json asks for ({lacking[0]}), which "
+            "would be random: config.json is another model's, or a file is incomplete"
         )
     return model
 

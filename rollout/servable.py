@@ -317,6 +317,9 @@ def driver_version() -> str | None:
 
 
 def why_not(error: Exception, model: str) -> ValueError:
-    """vLLM's long error about a model that it cannot serve, as a one-line `ValueError`."""
-    message = " ".join(re.sub(r"\[type=.*", "", str(error), flags=re.DOTALL).split())
-    return ValueError(f"vLLM cannot serve {model} here: {message or type(error).__name__}")
+    """vLLM's long error about a model that it cannot serve, as a one-line `ValueError`. About a weight that it has no
+    place for it goes on with the names of all that it has."""
+    said, has, _ = re.sub(r"\[type=.*", "", str(error), flags=re.DOTALL).partition("The available parameters")
+    message = " ".join(said.split()) or type(error).__name__
+    remedy = " If transformers loads the model, its save_pretrained writes the names that vLLM knows." if has else ""
+    return ValueError(f"vLLM cannot serve {model} here: {message}{remedy}")

@@ -35,6 +35,8 @@ ROLES = {
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which a turn may hold the reasoning before its content; a chat template knows at most one of them."""
+CALLS = ("tool_calls", "function_call")
+"""Keys under which a turn may hold calls of tools, in OpenAI's formats, beside its content."""
 UNLEARNED = "weight"
 """Key that marks an assistant turn as context only: it is not learned."""
 LABEL = "label"
@@ -265,6 +267,8 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in ROLES:
             return f"a turn has the unknown role {role!r}"
+        if any(turn.get(name) for name in CALLS):
+            return "a turn calls a tool, which is not learned"
         try:
             text = text_in(content, "content")
         except UnusableError as reason:

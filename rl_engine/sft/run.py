@@ -10,7 +10,6 @@ import torch
 
 from evals.command import exit_with_error
 from rl_engine.command import UNTRAINED, instead_of_resuming, losses_explained
-from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
 from rl_engine.learner.batching import collate, continued
@@ -49,6 +48,7 @@ from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
 from rollout.models import locate_model, read_tokenizer
+from rollout.prompts.renderer import refuse_endless
 from rollout.servable import check_cards, check_vocabulary
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
@@ -142,8 +142,7 @@ def train(run: SftRun) -> None:
 
 def load_tokenizer(config: SftConfig) -> Any:
     tokenizer = read_tokenizer(locate_model(config.model.name), config.model.revision)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer has no end-of-sequence token: answers could never end")
+    refuse_endless(tokenizer)
     if config.data.chat_template is not None:
         tokenizer.chat_template = read_template(config.data.chat_template)
     return tokenizer

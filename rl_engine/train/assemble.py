@@ -52,7 +52,7 @@ from rl_engine.train.suites import load_suites, overlap_notes
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.models import end_tokens, is_wrapper, locate_model, read_tokenizer
+from rollout.models import check_every_weight, end_tokens, hub_items, is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
 from rollout.servable import (
@@ -177,6 +177,8 @@ def prepare_run(
     asked = [*data.prompts, *(prompt for _, prompts in suites for prompt in prompts)]
     model_name = f"model.name {config.model.name}"
     check_vocabulary((one.token_ids for one in asked), model_config, tokenizer, model_name)
+    if not hub_items(config.model):  # a dry run fetches no weights
+        check_every_weight(model_config, locate_model(config.model.name), None, f"model.name: {config.model.name}")
     return Prepared(
         renderer=renderer,
         data=data,

@@ -31,6 +31,15 @@ def encode_beginning(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     return ids[:-1] if ended else ids
 
 
+def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError` for a tokenizer without an end token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so that no text could ever end: "
+            "set eos_token in its tokenizer_config.json"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Renderer:
     """Turns problems into prompts for one tokenizer."""
@@ -45,8 +54,7 @@ class Renderer:
                 "prompt.template is 'chat' but the model has no chat template (a base model?); "
                 f"choose one of {', '.join(sorted(FRAMES))}, or 'frame' with prompt.frame"
             )
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token: completions could never end")
+        refuse_endless(self.tokenizer)
         if self.config.template == "chat":
             object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.config))
 

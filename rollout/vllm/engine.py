@@ -32,6 +32,7 @@ from rollout.adapters import (
 )
 from rollout.config import SamplingConfig
 from rollout.engine import EngineError, EngineSettings, InFlight, sample_seed
+from rollout.models import check_every_weight, read_model_config
 from rollout.segments import is_unfinished, joined
 from rollout.servable import why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
@@ -74,6 +75,8 @@ class VllmEngine:
     """Key of the version whose full weights are loaded."""
 
     def __post_init__(self) -> None:
+        place, revision = self.settings.model, self.settings.revision
+        check_every_weight(read_model_config(place, revision, place), place, revision, place)
         with warnings.catch_warnings(), lora_arithmetic(self.settings):
             warnings.simplefilter("ignore", FutureWarning)
             try:

@@ -131,6 +131,8 @@ def test_a_file_without_rows_is_one_line(tmp_path: Path, name: str, content: byt
         ("rows.jsonl.gz", b"\x1f\x8b....", ["a damaged gzip file"]),
         ("rows.parquet.gz", gzip.compress(b"PAR1....", mtime=0), ["Parquet in gzip", "gunzip -k"]),
         ("rows.jsonl.zst", b"(\xb5/\xfd....", ["`zstd -d` unpacks it"]),
+        # The names in an archive come first, and what says that it is one after them. `MATH.tar` is one.
+        ("rows.tar.gz", gzip.compress(b"rows.jsonl".ljust(257, b"\0") + b"ustar", mtime=0), ["`tar -xf` unpacks it"]),
         ("rows.xlsx", b"PK\x03\x04....", ["an Excel sheet"]),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     ],

@@ -159,6 +159,7 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "rows.csv": csv_with(","),
     "rows.csv.gz": packed(csv_with(",")),
     "semicolons.csv": csv_with(";"),
+    "by_hand.csv": csv_with(", "),
     "rows.tsv": csv_with("\t"),
     "no_ending": csv_with(","),
     "rows[1].parquet": lambda path: table().to_parquet(path),

@@ -27,7 +27,9 @@ from rl_engine.plan.__main__ import app
 from rl_engine.policy.base_model import load_weights
 from rl_engine.train.__main__ import app as train
 from rollout.config import ModelConfig
-from rollout.models import EMBEDDED_DIR, check_files, read_tokenizer
+from rollout.engine import EngineSettings
+from rollout.models import EMBEDDED_DIR, check_every_weight, check_files, read_model_config, read_tokenizer
+from tests.helpers.families import write_tiny
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
 # Mistakes that a user may have made, and what the message says.
@@ -103,6 +105,42 @@ def test_weights_that_do_not_fit_config_json_are_refused(
     save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"^model.name: .*: its files {words}"):
         load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+
+
+@pytest.mark.parametrize("lost", ["mlp.gate_proj", "self_attn.k_proj", "mlp.experts.2.up_proj"])
+def test_a_sampler_s_model_has_every_part_of_a_layer(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM joins these weights into one, and leaves the memory of a missing part as it finds it: `evals` gave a score
+    for such a model. With experts missing, transformers ends in an error of its own."""
+    from rollout.vllm import engine
+
+    write_tiny("qwen3_moe" if "experts" in lost else "qwen3", tmp_path)
+    own = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in own.items() if not name.startswith(f"model.layers.1.{lost}.")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(engine, "LLM", pytest.fail)
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=f"^{tmp_path}: its files lack (1|some) of the weights that "):
+        engine.VllmEngine(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=64, lora_rank=0))
+    assert "REPORT" not in "".join(capfd.readouterr())
+    with pytest.raises(ValueError, match=r"^model.name: .*: its files lack (1|some) of the weights that "):
+        load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+
+
+def test_the_input_embedding_of_two_tied_is_stored(tmp_path: Path) -> None:
+    """safetensors' save_model keeps the first by the alphabet, lm_head. transformers takes it for both, and vLLM reads
+    no output embedding of such a model: it computed with whatever its memory held."""
+    shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
+    own = load_file(EMBEDDED_DIR / "model.safetensors")
+    model_config = read_model_config(str(tmp_path), None, "M")
+    check_every_weight(model_config, str(tmp_path), None, "M")
+    kept = {name.replace("model.embed_tokens", "lm_head"): value for name, value in own.items()}
+    (tmp_path / "model.safetensors").unlink()
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
+    with pytest.raises(ValueError, match=r"^M: its files lack 1 of .* \(model\.embed_tokens\.weight\)"):
+        check_every_weight(model_config, str(tmp_path), None, "M")
 
 
 def test_files_that_nothing_loads_may_be_missing_or_pointers(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., P
     change(directory, base_model_name_or_path="/cache/models--me--Embedded/snapshots/0a1b2c")
     check_start(config.model, config.lora, 0)
     for trained_on, said in (
+        ("me/embedded-bnb-4bit", "give model.name=me/embedded-bnb-4bit, or set base_model_name_or_path in its"),
         ("/cache/models--me--other/snapshots/embedded", "is an adapter of"),
         (None, "does not name its base model"),
     ):

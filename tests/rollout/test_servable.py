@@ -191,6 +191,12 @@ def test_what_vllm_says_is_one_line() -> None:
     assert str(why_not(error, "M")) == (
         "vLLM cannot serve M here: 1 validation error for VllmConfig Assertion failed, no."
     )
+    # A model saved without its head, as one that gives embeddings. Of a real one hundreds of names would follow.
+    error = ValueError("There is no module named 'norm' in L. The available parameters belonging to L are: {'m.norm'}")
+    assert str(why_not(error, "M")) == (
+        "vLLM cannot serve M here: There is no module named 'norm' in L. If transformers loads the model, its "
+        "save_pretrained writes the names that vLLM knows."
+    )
 
 
 def test_the_table_of_the_page_is_that_of_the_code() -> None:

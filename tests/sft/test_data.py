@@ -40,6 +40,7 @@ FORGETFUL = (
 SETTING = {"role": "system", "content": "+"}
 UNWANTED_ROW = "label is false: an undesirable answer, as in data for KTO; rename the column if it means anything else"
 UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
+CALLING = {"role": "assistant", "content": "2", "tool_calls": [{"function": {"name": "sum"}}]}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,9 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
         ({"messages": [{"role": "assistant", "content": "2"}]}, "does not begin with a question"),
         ({"messages": [{"role": "tool", "content": "2"}]}, "a turn has the unknown role 'tool'"),
         ({"messages": [{"role": "user", "content": None}]}, "a turn without text"),
+        # The text alone would be learned as the whole answer.
+        ({"messages": [*said("1+1"), CALLING]}, "a turn calls a tool, which is not learned"),
+        ({"messages": [*said("1+1"), {**CALLING, "tool_calls": None}]}, said("1+1", "2")),
     ],
 )
 def test_a_row_becomes_turns_or_a_reason(row: dict[str, Any], expected: Any) -> None:

@@ -130,7 +130,10 @@ def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -
         )
     if model_title(trained_on) != model_title(base_model):
         raise AdapterError(
-            f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
+            f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}: give "
+            f"model.name={trained_on}"
+            # A trainer may have recorded a place of its own, or a quantized copy. What is published here is not edited.
+            + ("" if manifest else f", or set base_model_name_or_path in its {PEFT_CONFIG} if the two are one model")
         )
     # Some trainers leave PEFT's prefix out, and vLLM reads the names as they are.
     stored = load_file(directory / PEFT_WEIGHTS).items()
