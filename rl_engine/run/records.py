@@ -160,6 +160,17 @@ class Records:
                 "was moved can be resumed where it is now: --resume --config THERE/config.yaml"
             )
 
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Any file that is missed inside the block, such as an adapter's or a plot's, is reported as `check_place` does
+        if the whole directory is gone."""
+        try:
+            yield
+        except OSError:
+            if self._start:  # the main rank's
+                self.check_place()
+            raise
+
     def metrics(self, line: dict[str, float]) -> None:
         """Append one step's line and pass it to every service."""
         self.check_place()

@@ -102,7 +102,8 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
         ref = store.open(run.batches.steps)
     else:
         try:
-            train(run)
+            with run.records.in_place():
+                train(run)
         except Stopped:
             saved = f"after step {run.step} as asked, and saved: --resume continues"
             run.console.note(f"stopped {saved if run.step else f'as asked before the first step: {UNTRAINED}'}")

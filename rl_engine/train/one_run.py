@@ -69,7 +69,10 @@ def train_in_place(
             run.records.on_first_step = earlier.move_aside
         with stop.deferred():
             try:
-                with losses_explained(config, lambda: f"step {run.step}, version {run.version}: "):
+                with (
+                    losses_explained(config, lambda: f"step {run.step}, version {run.version}: "),
+                    run.records.in_place(),
+                ):
                     train(run)
             except Stopped:
                 report_stop(run)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from rewards.command import print_error
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.sharing import Group
 from rollout.stopping import Stopped, StopRequest, end_with_parent
@@ -37,9 +38,14 @@ def train_sequentially(
             command += ["--config", files[cell.name]]
         if group.alone is None and (at_once or len(group.cells) == 1):
             command += ["--together", str(min(at_once or 1, len(group.cells)))]
-        failed |= _ended([*command, *arguments], stop) != 0
+        code = _ended([*command, *arguments], stop)
+        failed |= code != 0
         if stop.asked:
             return stop.exit_code
+        if code < 0:  # it could not say so itself
+            names = ", ".join(cell.name for cell in group.cells)
+            short = ", as a system short of memory does" if code == -signal.SIGKILL else ""
+            print_error(f"{names}: ended by {signal.Signals(-code).name}{short}; --resume continues what is saved", 1)
     return int(failed)
 
 

@@ -185,7 +185,16 @@ def test_a_run_whose_directory_is_gone_writes_nothing_there(becomes: str, tmp_pa
         if becomes == "replaced":
             run.mkdir()
             (run / ".lock").touch()
-        writes: list[Callable[[], None]] = [lambda: records.metrics({"step": 1}), lambda: records.rollouts(1, [], [])]
+
+        def publish() -> None:
+            with records.in_place():
+                (run / "adapters" / "v000001").rename(run / "adapters" / "latest")
+
+        writes: list[Callable[[], None]] = [
+            lambda: records.metrics({"step": 1}),
+            lambda: records.rollouts(1, [], []),
+            publish,
+        ]
         for write in writes:
             with pytest.raises(OSError, match="/run was moved, removed or replaced while this process trained in it"):
                 write()

@@ -21,7 +21,7 @@ from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.sharing import groups_of
 from rl_engine.run.output import ANEW, Beginning
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import PLOT, read_metrics
 from rl_engine.train import concurrent
 from rl_engine.train.__main__ import app
 from rl_engine.train.concurrent import show_all, train_all
@@ -157,6 +157,31 @@ def test_what_fails_says_so_and_who_waits_takes_its_place(
     assert "bad  error: step 3, version 0: the gradient was infinite or NaN in 3 updates in a row" in told.err
     assert "one  adapter: " in told.out
     assert kept(tmp_path / "places" / "one") == kept(tmp_path / "places" / "three")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_is_moved_says_so_whatever_it_writes(
+    train: Callable[..., int],
+    engines: list[StreamingAnswers],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Here it is the plot after its last step."""
+    one = tmp_path / "moved" / "one"
+
+    def draw(run: Path) -> None:
+        if run == one:
+            one.rename(tmp_path / "elsewhere")
+        (run / PLOT).touch()
+
+    monkeypatch.setattr("rl_engine.train.loop.plot_run", draw)
+    assert train("moved", one=HEALTHY, two=HEALTHY) == 1
+    told = capsys.readouterr().err
+    assert "one  error: output_dir: " in told
+    assert "was moved, removed or replaced while this process trained in it" in told
+    assert len(kept(tmp_path / "moved" / "two")["metrics"]) == 4
+    assert not one.exists()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -323,7 +348,7 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
             begun.append(command[3:])
 
         def wait(self) -> int:
-            return int("half.yaml" in begun[-1])
+            return -signal.SIGKILL if "half.yaml" in begun[-1] else 0
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rl_engine.train.sequential.subprocess.Popen", Process)
@@ -340,3 +365,7 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
         ["--config", "half.yaml", "--together", "1", "--resume", "seed=3"],
     ]
     assert "half does not train together with quickstart: model.dtype is bfloat16, and auto there" in ended.output
+    assert (
+        "error: half: ended by SIGKILL, as a system short of memory does; --resume continues what is saved"
+        in ended.output
+    )
