@@ -90,7 +90,6 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
             pairs=pairs,
             conditions=[conditions_of(run) for run in runs],
             differences=differences_of(runs),
-            asked_otherwise=any(ASKED in line for run in runs for line in run.lines),
             data=_data(names, runs, pairs, reload_s),
             style=Markup(_own("page.css")),
             script=Markup(script),

@@ -29,6 +29,8 @@ class SuiteChange:
     first: Mapping[str, float]
     last: Mapping[str, float]
     best: Mapping[str, float]
+    asked_otherwise: bool
+    """Whether earlier scores are left out, because a resumption changed how the suite is asked."""
 
 
 def overview_of(run: ShownRun) -> dict[str, str]:
@@ -74,7 +76,11 @@ def changes_of(runs: Sequence[ShownRun]) -> list[SuiteChange]:
                 if line.get(ASKED) == lines[-1].get(ASKED)
             ]
             best = max(scored, key=lambda score: score["avg"])
-            changes.append(SuiteChange(run=index, suite=suite, first=scored[0], last=scored[-1], best=best))
+            otherwise = len(scored) < len(lines)
+            first, last = scored[0], scored[-1]
+            changes.append(
+                SuiteChange(run=index, suite=suite, first=first, last=last, best=best, asked_otherwise=otherwise)
+            )
     return changes
 
 

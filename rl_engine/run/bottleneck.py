@@ -250,7 +250,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def bottleneck(lines: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(rule name, message) for a run's metrics; None if no step is on record or nothing stands out."""
+    """(rule name, message) for a run's metrics; None if no step is on record or none of the rules applies."""
     seen = Observed.of(lines, settings)
     rule = None if seen is None else next((rule for rule in RULES if rule.applies(seen)), None)
     return None if seen is None or rule is None else (rule.name, rule.says(seen))
@@ -263,7 +263,7 @@ def bottleneck_line(lines: Sequence[Mapping[str, float]], settings: Mapping[str,
         return found[1]
     if seen is None:
         return ""
-    return f"nothing stands out: a step waits {seen.rollout:.0%} for completions and learns {seen.learn:.0%}"
+    return f"no phase dominates: a step waits {seen.rollout:.0%} for completions and learns {seen.learn:.0%}"
 
 
 @dataclass

@@ -366,10 +366,15 @@ def keep(run: LiveRun, error: BaseException | None) -> None:
 
 
 def summary_paths(run: LiveRun) -> dict[str, Path]:
-    """Where to find what the run produced."""
+    """Where to find what the run produced. Version 0, which may be the best, is not something that it produced."""
     root, best = run.records.run, run.publisher.store.pointed("best")
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
-    if best is not None:
+    if best:
         paths["best adapter"] = run.publisher.store.path_of(best)
     paths["metrics"] = root / METRICS
     return {**paths, "plot": root / PLOT} if (root / PLOT).is_file() else paths
+
+
+def gained_nothing(run: LiveRun) -> bool:
+    """Whether no evaluation of a trained version scored higher than the one before training."""
+    return run.publisher.store.pointed("best") == 0 < run.finished.version

@@ -19,7 +19,7 @@ from rl_engine.run.records import REPORT, asked_alike, read_metrics
 from rl_engine.sampling.collective import check_shared
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
-from rl_engine.train.loop import LiveRun, summary_paths, train
+from rl_engine.train.loop import LiveRun, gained_nothing, summary_paths, train
 from rl_engine.train.next_steps import next_steps
 from rollout.engine import EngineError, NanError
 from rollout.prompts.problems import tasks_of
@@ -90,6 +90,8 @@ def train_in_place(
             if ranks.is_main:
                 paths = reported(run, output)
                 run.console.summary(asked_alike(output), paths)
+                if gained_nothing(run):
+                    run.console.note("adapters/best is version 0: no score was higher than the one before training")
                 # Beside other runs, waiting for the sampler includes waiting for them, which is not a bottleneck of
                 # this run.
                 if shared is None and (waits_for := bottleneck_line(read_metrics(output), settings_of(run.config))):

@@ -130,6 +130,25 @@ def test_a_page_of_one_step_counts_in_whole_steps(opened: Opened, tmp_path: Path
     expect(page.locator("body")).to_have_css("background-color", "rgb(255, 255, 255)")
 
 
+def test_on_paper_charts_fill_columns_and_no_table_is_cut(opened: Opened, files: tuple[Path, Path]) -> None:
+    """Paper is not as wide as the window that the charts were drawn for, and cannot be scrolled."""
+    page = opened.go(files[0])
+    page.emulate_media(media="print")
+    widths = """all => all.filter(svg => svg.clientWidth).map(svg => [svg, svg.parentElement].map(
+        part => Math.round(part.getBoundingClientRect().width)))"""
+    for drawn, column in page.eval_on_selector_all("svg.plot", widths):
+        assert drawn == column
+    expect(page.locator(".scroll").first).to_have_css("overflow-x", "visible")
+    expect(page.locator("#problems")).to_be_hidden()
+
+
+def test_a_viewer_without_scripts_says_what_is_missing(browser: Browser, files: tuple[Path, Path]) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(files[0].as_uri())
+    assert page.locator("noscript p").is_visible()
+    page.close()
+
+
 def test_completions_are_filtered_by_step_and_verdict(opened: Opened, files: tuple[Path, Path]) -> None:
     page = opened.go(files[0])
     assert len(shown_groups(page)) == 6

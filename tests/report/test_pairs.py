@@ -89,6 +89,7 @@ def test_scores_that_were_asked_otherwise_are_not_compared(tmp_path: Path) -> No
     assert {one.history for one in pair.problems} == {((2, 0.0), (3, 0.0)), ((2, 0.0), (3, 1.0))}
     page = page_of(runs)
     assert "curves have a gap there" in page
+    assert "Earlier evaluations asked otherwise and are left out" in page
     data = embedded_data(page)
     assert data["runs"][0]["metrics"]["asked"] == [0, 0, 1, 1]
     assert "asked" not in data["keys"]

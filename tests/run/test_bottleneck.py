@@ -176,7 +176,7 @@ def test_where_nothing_is_lost_the_line_says_no_more_than_that(overrides: tuple[
     found = bottleneck([one], settings)
     if overrides == ():
         assert bottleneck_line([one], settings).startswith(
-            "nothing stands out: a step waits 49% for completions and learns"
+            "no phase dominates: a step waits 49% for completions and learns"
         )
     # A pool that is always busy needs more workers, and a learner that is always busy needs more learners.
     assert (found and found[0]) == {(): None, POOL: "samplers behind", AHEAD: "learning"}[overrides]

@@ -17,7 +17,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sft.loop import SftRun
 from rl_engine.train import loop
-from rl_engine.train.loop import conclude, evaluate
+from rl_engine.train.loop import conclude, evaluate, gained_nothing, summary_paths
 from rollout.config import SamplingConfig
 from rollout.stopping import Stopped
 from rollout.types import RolloutGroup
@@ -118,3 +118,18 @@ def test_the_first_evaluation_may_be_left_out(
     run: Any = SimpleNamespace(config=make_config(*overrides), step=0)
     conclude(run, {})
     assert (len(measured), recorded) == (evaluations, [[]])
+
+
+@pytest.mark.parametrize(("best", "shown"), [(None, False), (0, False), (3, True)])
+def test_version_zero_is_not_offered_as_the_result(best: int | None, shown: bool, tmp_path: Path) -> None:
+    """After a run that only lost accuracy the last lines said to serve version 0 as the trained model."""
+    store = SimpleNamespace(pointed=lambda _: best, path_of=lambda version: tmp_path / f"v{version:06d}")
+    run: Any = SimpleNamespace(
+        records=SimpleNamespace(run=tmp_path),
+        publisher=SimpleNamespace(store=store),
+        finished=SimpleNamespace(version=5),
+    )
+    paths = summary_paths(run)
+    assert paths["adapter"] == tmp_path / "v000005"
+    assert ("best adapter" in paths) == shown
+    assert gained_nothing(run) == (best == 0)

@@ -142,7 +142,9 @@ function draw(figure, chart, curves, {log, span, steps}) {
   const placeY = value => PAD.top + (1 - y.place(value)) * inner.height;
   const spoken = curves.map(({label, points}) => `${label} ${y.exact(points.at(-1).value)}`).join(', ');
   const described = `${chart.title}, ${chart.unit}; last: ${spoken}`;
-  const image = svg('svg', {class: 'plot', width, height, role: 'img', 'aria-label': described});
+  // With a viewBox, paper can scale what was drawn for the window.
+  const image = svg('svg', {
+    class: 'plot', width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': described});
   y.ticks.forEach((tick, index) => {
     image.append(svg('line', {class: 'grid', x1: left, x2: width - PAD.right, y1: placeY(tick), y2: placeY(tick)}));
     image.append(svg('text', {x: left - 6, y: placeY(tick) + 4, 'text-anchor': 'end'}, labels[index]));
