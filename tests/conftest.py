@@ -36,8 +36,8 @@ LARGEST_TEST_RANK = 8
 # Files with tests that take minutes run first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("test_ranks.py", "test_train.py", "test_doctor.py", "test_page.py", "test_together.py", "test_stop.py"),
-    *("test_concurrent.py", "test_going_on.py", "test_memory.py", "test_full.py", "test_run.py"),
-    *("test_workers.py", "test_schedule.py", "test_refusals.py", "test_out_of_memory.py", "test_crash_points.py"),
+    *("test_concurrent.py", "test_memory.py", "test_full.py", "test_run.py"),
+    *("test_workers.py", "test_schedule.py", "test_refusals.py"),
 )
 
 

@@ -5,7 +5,6 @@ The legend of shapes is in `rl_engine/learner/advantages.py`; a chunk holds n of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -202,15 +201,10 @@ def token_logprobs(
 
 
 def token_logprobs_of_trained_head(
-    hidden_NH: Tensor,
-    head: Callable[[Tensor], Tensor],
-    target_N: Tensor,
-    temperature: float,
-    rows: int = CHUNK,
-    transform: LogitTransform = PLAIN,
+    hidden_NH: Tensor, head: Any, target_N: Tensor, temperature: float, transform: LogitTransform = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Same as `token_logprobs`, for a trainable head: the backward pass recomputes each chunk's logits."""
-    tempered = transform.tempered(temperature)
+    """Same as `token_logprobs`, for a trainable head, a module: the backward pass recomputes each chunk's logits."""
+    rows, tempered = rows_at_once(len(head.weight), head.weight.device.type), transform.tempered(temperature)
 
     def of_chunk(hidden_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
         logprob_n, entropy_n, _, _ = _of_logits(tempered.apply(head(hidden_nH).float()), target_n)
@@ -301,7 +295,4 @@ class LogprobModel(nn.Module):
                 self.transform.tempered(self.temperature),
             )
             return logprob_N, entropy_N
-        rows = rows_at_once(len(weight_VH), weight_VH.device.type)
-        return token_logprobs_of_trained_head(
-            hidden_NH, self.head, batch.target_N, self.temperature, rows, self.transform
-        )
+        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature, self.transform)

@@ -140,7 +140,7 @@ def _set_aside(run: Path, earlier_run: str, *, lock: IO[str], keep: bool, say: S
         gone = not is_at(lock, run / LOCK)
         earlier.keep |= gone
         # If the run was stopped during an evaluation, its step is in a checkpoint but not yet in the metrics.
-        if gone or any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
+        if gone or any(line["step"] > 0 for line in read_metrics(run)) or _newest_step(run):
             earlier.move_aside()
         else:
             for path in _written(run):
@@ -220,7 +220,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     _refuse_other_kinds(run)
     found = changes_since(run, config)
     refuse_changes(run, found)
-    newest, lines = max(numbered(run / CHECKPOINTS, "step"), default=0), read_metrics(run)
+    newest, lines = _newest_step(run), read_metrics(run)
     if not newest:
         _refuse_lost_checkpoints(run, longer=any(change.rule is ResumeRule.LENGTH for change in found))
         return [f"the run in {run} has no checkpoint: it starts from the beginning"]
@@ -254,8 +254,7 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
         return check_output(config, resume=beginning.resume)
     if beginning.resume:
         notes = check_output(config, resume=True)
-        newest = max(numbered(run / CHECKPOINTS, "step"), default=0)
-        return [f"--resume would continue after step {newest} of the run in {run}", *notes]
+        return [f"--resume would continue after step {_newest_step(run)} of the run in {run}", *notes]
     if beginning.overwrite:
         refuse_unmarked(run)
         refuse_mount(run)
@@ -274,13 +273,18 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
         return False
     except OSError:  # not readable now, which says nothing about the checkpoints
         found = []
-    return not any(change.is_refused for change in found) and bool(numbered(run / CHECKPOINTS, "step"))
+    return not any(change.is_refused for change in found) and _newest_step(run) > 0
 
 
 def begins(config: Config | SftConfig, *, resume: bool) -> bool:
     """Whether a run starts from its first step. A resumed one loads its weights from a checkpoint, and the adapter that
     it began with is not read and may be gone."""
-    return not (resume and numbered(Path(config.output_dir) / CHECKPOINTS, "step"))
+    return not (resume and _newest_step(Path(config.output_dir)))
+
+
+def _newest_step(run: Path) -> int:
+    """The step of the newest checkpoint; 0 if there is none."""
+    return max(numbered(run / CHECKPOINTS, "step"), default=0)
 
 
 def holds_run(run: Path) -> bool:

@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rl_engine.config.sft import SftConfig
 from rl_engine.policy.logits import transform_of
-from rl_engine.policy.logprobs import decoder_of, keep_evaluating, rows_at_once, token_logprobs_of_trained_head
+from rl_engine.policy.logprobs import decoder_of, keep_evaluating, token_logprobs_of_trained_head
 from rl_engine.policy.lora.linear import LoraLinear
 from rl_engine.policy.trainable import TrainablePolicy
 from rl_engine.sft.examples import IGNORED, Example
@@ -59,13 +59,11 @@ class _OwnLoss(_Trainer):
         labels_BT = inputs.pop("labels")
         hidden_BTH = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
         learned_BT = labels_BT[:, 1:] != IGNORED
-        head = model.get_output_embeddings()
         logprob_N, _ = token_logprobs_of_trained_head(
             hidden_BTH[:, :-1][learned_BT],
-            head,
+            model.get_output_embeddings(),
             labels_BT[:, 1:][learned_BT],
             1.0,
-            rows_at_once(len(head.weight), head.weight.device.type),
             transform_of(model.config),
         )
         loss: Tensor = -logprob_N.sum() / num_items_in_batch

@@ -8,26 +8,35 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_engine.config import LossConfig
 from rl_engine.learner.batching import LAYOUTS, TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.objective import objective
+from rl_engine.policy import logprobs
 from rl_engine.policy.attention import PACKED_SHARED, PackedRows
-from rl_engine.policy.logprobs import CHUNK, token_logprobs, token_logprobs_of_trained_head
+from rl_engine.policy.logprobs import token_logprobs, token_logprobs_of_trained_head
 from tests.helpers.precision import assert_same_sums
 
 # Log-probabilities in chunks.
 
+CHUNK = 8
+
+
+@pytest.fixture
+def chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a few rows: those of so small a vocabulary would have a hundred thousand."""
+    monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: CHUNK)
+
 
 def naive(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logprobs = (hidden @ weight.T / temperature).log_softmax(-1)
-    return logprobs.gather(1, target[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+    all_NV = (hidden @ weight.T / temperature).log_softmax(-1)
+    return all_NV.gather(1, target[:, None]).squeeze(1), -(all_NV.exp() * all_NV).sum(-1)
 
 
 @pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_logprobs_match_the_full_softmax(count: int, temperature: float) -> None:
+def test_chunked_logprobs_match_the_full_softmax(count: int, temperature: float, chunked: None) -> None:
     generator = torch.Generator().manual_seed(count)
     hidden = torch.randn(count, 16, generator=generator, requires_grad=True)
     weight = torch.randn(40, 16, generator=generator)
@@ -70,17 +79,18 @@ def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> No
     assert error.max() < 0.01
 
 
-def test_a_trained_head_gets_the_gradient_of_the_full_softmax() -> None:
+def test_a_trained_head_gets_the_gradient_of_the_full_softmax(chunked: None) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(CHUNK + 5, 16, generator=generator, requires_grad=True)
-    weight = torch.randn(40, 16, generator=generator, requires_grad=True)
+    head = nn.Linear(16, 40, bias=False)
+    nn.init.normal_(head.weight, generator=generator)
     target = torch.randint(0, 40, (CHUNK + 5,), generator=generator)
     upstream, pull = torch.randn(2, CHUNK + 5, generator=generator)
-    logprob, entropy = token_logprobs_of_trained_head(hidden, lambda x: x @ weight.T, target, 0.7)
-    expected, expected_entropy = naive(hidden, weight, target, 0.7)
+    logprob, entropy = token_logprobs_of_trained_head(hidden, head, target, 0.7)
+    expected, expected_entropy = naive(hidden, head.weight, target, 0.7)
     torch.testing.assert_close(logprob, expected)
-    found = torch.autograd.grad((logprob * upstream + entropy * pull).sum(), (hidden, weight))
-    wanted = torch.autograd.grad((expected * upstream + expected_entropy * pull).sum(), (hidden, weight))
+    found = torch.autograd.grad((logprob * upstream + entropy * pull).sum(), (hidden, head.weight))
+    wanted = torch.autograd.grad((expected * upstream + expected_entropy * pull).sum(), (hidden, head.weight))
     for gradient, other in zip(found, wanted, strict=True):
         assert_same_sums(gradient, other, CHUNK + 5 + 40)
 

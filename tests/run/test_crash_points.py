@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from rl_engine.config import load_config
 from rl_engine.run.checkpoint import Checkpoints, RunState
+from rl_engine.run.origin import starts
 from rl_engine.run.records import Records, read_metrics
 from rollout.adapters import AdapterStore
 from rollout.files.durable import write_synced
@@ -161,7 +162,10 @@ def test_nothing_is_renamed_into_place_before_it_is_synced(tmp_path: Path, monke
     assert done == ["sync .config.yaml.partial", "move .config.yaml.partial", "sync ."]
 
 
-def test_going_on_from_a_checkpoint_can_be_cut_off_anywhere(tmp_path: Path) -> None:
+def test_going_on_from_a_checkpoint_can_be_cut_off_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading these opens a file for each package, and writes nothing.
+    monkeypatch.setattr(starts, "package_versions", dict)
+    monkeypatch.setattr(starts, "commit", lambda: None)
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", "log.tensorboard=false"])
     changed = config.with_values("eval", every=1)
 

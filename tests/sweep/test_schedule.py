@@ -81,8 +81,8 @@ def test_no_two_processes_have_one_card(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sweep_command, "cards_here", lambda: here)
     monkeypatch.setitem(COMMANDS, "fake", replace(FAKE, cards=lambda config: needed))
-    config = make_sweep("set.test.concurrent=2") if len(hands) == 2 else make_sweep()
-    asked = ["set.test.concurrent=2"] if len(hands) == 2 else []
+    asked = ["grid={optim.lr: [0.001]}", f"set.test.concurrent={len(hands)}"]
+    config = make_sweep(*asked)
     answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2", *asked])
     assert answer.exit_code == 0, answer.output
     assert told in answer.output

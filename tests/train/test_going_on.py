@@ -1,4 +1,7 @@
-"""The command on a directory that already holds a run: what continues, what is refused, and what is restored."""
+"""The command on a directory that already holds a run: what continues, what is refused, and what is restored.
+
+The engine is scripted; everything else is the real command.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import forked
+from tests.helpers.answering_engine import UNCHECKED, AnsweringEngine
 
 SMALL = (
     "data.source=jsonl",
@@ -19,14 +23,20 @@ SMALL = (
     "sampling.n=4",
     "eval.every=0",
     "eval.limit=4",
-    "rollout.kv_cache_gib=0.25",
     "rewards.workers=1",
     "log.tensorboard=false",
+    *UNCHECKED,
 )
 
 
 def command(directory: Path, *arguments: str) -> tuple[int, str]:
-    return forked.train(directory, *SMALL, *arguments, environment={"OMP_NUM_THREADS": "1"})
+    return forked.train(directory, *SMALL, *arguments, environment={"OMP_NUM_THREADS": "1"}, prepare=prepare)
+
+
+def prepare() -> None:
+    import rollout.vllm.engine
+
+    rollout.vllm.engine.VllmEngine = AnsweringEngine  # type: ignore[assignment, misc]
 
 
 def write_sums(path: Path, first: int) -> None:
@@ -61,9 +71,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_made_longer_is_the_one_planned_so(place: Path) -> None:
     short, long = place / "runs" / "short", place / "runs" / "long"
     (short / "evals" / "mine.json").write_text("{")  # what cannot be shown fails no run that is done
-    code, output = command(place, "output_dir=runs/short", "train.steps=3", "rollout.max_kl=5", "--resume")
+    code, output = command(place, "output_dir=runs/short", "train.steps=3", "rollout.max_kl=2e9", "--resume")
     assert code == 0, output
-    assert "rollout.max_kl was 'auto' and is 5.0; train.steps was 2 and is 3" in output
+    assert "rollout.max_kl was 1000000000.0 and is 2000000000.0; train.steps was 2 and is 3" in output
     assert "resumed after step 2" in output
     assert f"warning: no report was written: {Path('runs/short/evals/mine.json')} is not JSON" in output
     assert numbers(short) == numbers(long)

@@ -1,8 +1,9 @@
 """Running out of memory in a step ends the run with lines that say which settings take less and how to resume, from the
-last finished step even if no checkpoint was due then."""
+last finished step even if no checkpoint was due then. The engine is scripted; everything else is the real command."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.statistics import LearnStats
-from tests.helpers import forked
+from tests.helpers import forked, held_engine
+from tests.helpers.answering_engine import UNCHECKED
 
 SETTINGS = (
     "train.steps=2",
@@ -20,15 +22,16 @@ SETTINGS = (
     "sampling.n=4",
     "eval.every=0",
     "eval.at_start=false",
-    "rollout.kv_cache_gib=0.25",
     "rewards.workers=1",
     "log.tensorboard=false",
     "output_dir=run",
+    *UNCHECKED,
 )
 
 
 def run_out_of_memory(update: int) -> None:
     """Run out of memory in the second step, during the given update."""
+    held_engine.prepare()
     step, pass_over = Learner.step, Learner._pass_over
     steps = passes = 0
 
@@ -47,11 +50,13 @@ def run_out_of_memory(update: int) -> None:
     Learner.step, Learner._pass_over = counted, fails  # type: ignore[method-assign]
 
 
-ONE_CORE = {"OMP_NUM_THREADS": "1"}
+def train(directory: Path, *settings: str, prepare: Callable[[], None]) -> tuple[int, str]:
+    environment = {"OMP_NUM_THREADS": "1", "HELD_PLACE": str(directory)}
+    return forked.train(directory, *SETTINGS, *settings, environment=environment, prepare=prepare)
 
 
 def test_a_learner_without_memory_says_what_takes_less(tmp_path: Path) -> None:
-    code, output = forked.train(tmp_path, *SETTINGS, environment=ONE_CORE, prepare=partial(run_out_of_memory, 1))
+    code, output = train(tmp_path, prepare=partial(run_out_of_memory, 1))
     assert code == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step000001"]
     assert "Traceback" not in output
@@ -64,8 +69,7 @@ def test_a_learner_without_memory_says_what_takes_less(tmp_path: Path) -> None:
 
 
 def test_half_of_a_steps_updates_are_not_saved(tmp_path: Path) -> None:
-    settings = (*SETTINGS, "learner.updates_per_step=2")
-    code, output = forked.train(tmp_path, *settings, environment=ONE_CORE, prepare=partial(run_out_of_memory, 2))
+    code, output = train(tmp_path, "learner.updates_per_step=2", prepare=partial(run_out_of_memory, 2))
     assert (code, output.splitlines()[-1]) == (1, "No checkpoint of this run was saved.")
 
 
@@ -82,7 +86,7 @@ def run_out_of_memory_twice() -> None:
 
 
 def test_no_memory_to_save_with_hides_nothing(tmp_path: Path) -> None:
-    code, output = forked.train(tmp_path, *SETTINGS, environment=ONE_CORE, prepare=run_out_of_memory_twice)
+    code, output = train(tmp_path, prepare=run_out_of_memory_twice)
     assert code == 1
     assert "Traceback" not in output
     assert output.splitlines()[-3].startswith("error: step 2, version 1: out of memory: CUDA out of memory. Tried")
