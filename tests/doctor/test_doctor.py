@@ -17,7 +17,9 @@ import torch
 from pydantic import ValidationError
 
 from benchmarks.gpu_bundle import LEFT_OUT
+from evals.command import lasting_console
 from rl_engine.config import Config, load_config
+from rl_engine.doctor import __main__ as command
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
 from rl_engine.doctor.selftest import (
@@ -75,6 +77,17 @@ def doctor(directory: Path, *arguments: str, start: tuple[str, ...] = ("-m", "rl
         text=True,
     )
     return done.returncode, done.stdout
+
+
+def test_a_doctor_that_nobody_could_hear_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passes(_: Config) -> bool:
+        lasting_console().print("every check passed")
+        return True
+
+    monkeypatch.setattr(command, "join_and_examine", passes)
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert command.app(["--config", "quickstart"], standalone_mode=False) == 1
 
 
 @pytest.mark.engine

@@ -260,3 +260,11 @@ def test_what_would_fail_again_is_not_told_to_go_on(tmp_path: Path, monkeypatch:
         monkeypatch.setattr("evals.__main__.start", fail)
         answer = CliRunner().invoke(app, command)
         assert (answer.exit_code, answer.stderr) == (1, told)
+
+    def missing(_: EvalOptions) -> None:
+        raise FileNotFoundError("no such model")
+
+    (tmp_path / "out.partial.jsonl").write_text("", encoding="utf-8")  # of an earlier attempt
+    monkeypatch.setattr("evals.__main__.start", missing)
+    answer = CliRunner().invoke(app, command)
+    assert (answer.exit_code, answer.stderr) == (2, "error: no such model\n")

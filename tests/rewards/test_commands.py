@@ -239,9 +239,11 @@ def test_a_reports_directory_is_made(tmp_path: Path) -> None:
     assert report.read_text() == ""
 
 
-def test_a_check_goes_on_where_nobody_hears_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [check.app, audit.app])
+def test_a_check_goes_on_where_nobody_hears_it(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind `| head` it ended before its findings were written; a full disk behind `>` was a traceback."""
-    data = write(tmp_path / "train.jsonl", [problem("a", "What is 2 + 3?")])
+    row = {**problem("a", "What is 2 + 3?"), "completion": "\\boxed{5}", "reference": "5", "verdict": "correct"}
+    data = write(tmp_path / "train.jsonl", [row])
     read_end, write_end = os.pipe()
     os.close(read_end)
     full = os.open("/dev/full", os.O_WRONLY)
@@ -250,7 +252,7 @@ def test_a_check_goes_on_where_nobody_hears_it(tmp_path: Path, monkeypatch: pyte
         with os.fdopen(descriptor, "w", buffering=1) as stream:
             monkeypatch.setattr("sys.stdout", stream)
             with pytest.raises(SystemExit) as ended:
-                check.app([str(data), "--output", str(report), "--workers", "1"])
+                command([str(data), "--output", str(report), "--workers", "1"])
         assert (ended.value.code, report.is_file()) == (code, True)
 
 

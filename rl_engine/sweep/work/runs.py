@@ -144,8 +144,8 @@ def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
         error = f"exit code 0, but it ended at {reached}"
     else:
         error = f"exit code {code}\n{tail(run.log)}"
-    if status == "failed" and code < 0:
-        error += f"\nerror: ended by {signal.Signals(-code).name} at {reached}"
+        if code < 0:
+            error += f"\nerror: ended by {signal.Signals(-code).name} at {reached}"
         if code == -signal.SIGKILL:
             error += ", as a system short of memory does: a smaller jobs or together needs less"
     cell = run.cell
