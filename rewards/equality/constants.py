@@ -16,7 +16,7 @@ from rewards.reading.parse import Expr, Unparsed, is_scalar
 
 MAX_CONSTANTS = 3
 
-_MENTIONED = re.compile(r"(?<![A-Za-z\\])[A-DckK](?![A-Zabdf-su-w])|const|[A-DckK]_?\{?\d|[A-DckK]e(?![A-Za-z])")
+_MENTIONED = re.compile(r"(?<![A-Za-z\\])[A-DckK](?![A-Zabdf-mo-q])|const|[A-DckK]_?\{?\d|[A-DckK]e(?![A-Za-z])")
 """A cheap test before anything is parsed."""
 _CONSTANT = re.compile(r"C|[CcKk]_?\{?\d\}?|const(?:ant)?")
 _PERHAPS = re.compile(r"[A-DckK](?:_?\{?\d\}?)?|const(?:ant)?")

@@ -20,9 +20,10 @@ MAX_DIFFERENT_BOXES = 4
 MAX_GAP = 120
 
 _SEPARATOR = re.compile(
-    r"(?:\s|[,;.&|*•$-]|\\[()\[\],;:! ]|\\\\|\\q?quad|\\text(?:bf|rm)?|\\mbox|[{}]|\b(?:and|or|und|et|и)\b|[和与、，]"
-    r"|\bfor (?:part )?\(?(?:[a-z]|[ivx]+|\d)\)|\(?(?:[a-z]|[ivx]+|\d)\)(?=\s))*",
+    r"(?:\s|[,;.&|*•$-]|\\[()\[\],;:! ]|\\\\|\\q?quad|\\text(?:bf|rm)?|\\mbox|[{}]|\b(?:and|und|et|и)\b|[和与、，]"
+    rf"|{surroundings.OR}|\bfor (?:part )?\(?(?:[a-z]|[ivx]+|\d)\)|\(?(?:[a-z]|[ivx]+|\d)\)(?=\s))*",
 )
+_OR = re.compile(surroundings.OR)
 _LABEL = re.compile(r"(?P<label>[A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?)\s*=\s*(?:\s|[$({]|\\[(\[])*$")
 _ANSWER = r"(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
 _COPULA = r"\s+(?:is|equals|would be|should be|must be|will be)"
@@ -153,7 +154,7 @@ def _unwrapped(content: str) -> str | None:
     values = [_unwrapped(box.content) if box.nested else box.content for box in inner]
     gaps = [content[one.end : other.start] for one, other in itertools.pairwise(inner)]
     before, after = _ANNOUNCED.sub("", content[: inner[0].start]), content[inner[-1].end :]
-    if None in values or not all(gap.strip() and _is_separator(gap) and "or" not in gap for gap in gaps):
+    if None in values or not all(gap.strip() and _is_separator(gap) and not _OR.search(gap) for gap in gaps):
         return None
     if len(inner) == 1 and _TEXT.fullmatch(after):
         values, after = [f"{values[0]}{after}"], ""  # a unit, or words for `reading` to judge

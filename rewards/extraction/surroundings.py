@@ -11,6 +11,7 @@ from collections.abc import Sequence
 REACH = 160
 TAIL = 4000
 _LAST_LINE_REACH = 100
+_OR_REACH = 30
 
 _MATH_OPENING = r"(?:[\s$(){}\[*_:]|\\[(\[]|\\q?quad|\\[,; ])*"
 _MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\q?quad|\\[,; ]|\\(?:text(?:bf|rm|it)?|mathrm|mbox)\s*\{)*"
@@ -25,19 +26,23 @@ _NEGATED_BEFORE = re.compile(
 )
 _NEGATED_AFTER = re.compile(
     r"^" + _MATH_CLOSING + r"(?:[,(–—-]\s*)?(?:(?:which|that|this|it|but|and|i think|the answer)\s+)*"
-    r"(?:(?:is|was|are|would be|seems|looks|must be|cannot be|can't be|isn't|is not|was not|does not|doesn't)\s+)"
-    r"?(?:also\s+|clearly\s+|actually\s+|definitely\s+)*"
+    r"(?:is|was|are|would be|seems|looks|must be|ca|can|could)?\s*(?:also\s+|clearly\s+|actually\s+|definitely\s+)*"
     r"(?:what (?:a|an|some|many|most|others|one)\b"
-    r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected|eliminated|ruled out"
-    r"|too (?:large|small|big))\b"
-    r"|(?:not|n't)\s+(?:the\s+)?(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b)"
+    r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected"
+    r"|(?<=[ia]s )(?:eliminated|ruled out)|too (?:large|small|big))\b"
+    r"|(?:not|n't)\s+(?:be\s+)?(?:the\s+)?"
+    r"(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b(?! that\b))"
     r"|^" + _MATH_CLOSING + r"[–—-]*\s*(?:(?:but|wait|hm+|actually|oh)\W{1,4})+no\s*(?:[.…!\n]|\Z)",
     re.IGNORECASE,
 )
-_ALTERNATIVE_BEFORE = re.compile(r"\b(?:or|or maybe|or perhaps|or possibly|or even)\b" + _MATH_OPENING + r"$", re.I)
+OR = r"(?:\b(?:or|oder|ou|или)\b|或者?)"
+_ALTERNATIVE_BEFORE = re.compile(OR + r"(?: (?:maybe|perhaps|possibly|even)\b)?" + _MATH_OPENING + r"$", re.I)
 _ALTERNATIVE_AFTER = re.compile(
-    r"^" + _MATH_CLOSING + r"(?:\(?\s*(?:(?:or|oder|ou|или)\b|或)"
-    r"(?!\s+(?:equivalently|in other words|simply|as a|approximately|about))"
+    r"^"
+    + _MATH_CLOSING
+    + r"(?:\(?\s*"
+    + OR
+    + r"(?!\s+(?:equivalently|in other words|simply|as a|approximately|about|seja))"
     r"|alternatively\b|(?:maybe|perhaps|possibly)\b)",
     re.IGNORECASE,
 )
@@ -173,8 +178,7 @@ def has_sign_before(text: str, start: int) -> bool:
 
 def is_alternative(text: str, start: int, end: int) -> bool:
     r"""Whether the box is one of several options: `either 4 or \boxed{5}`, `\boxed{5} or 6`."""
-    before = text[max(0, start - REACH) : start]
-    if "or" in before[-20:].lower() and _ALTERNATIVE_BEFORE.search(before):
+    if _ALTERNATIVE_BEFORE.search(text[max(0, start - _OR_REACH) : start]):
         return True
     return _ALTERNATIVE_AFTER.match(text[end : end + REACH]) is not None and not same_again(text, end)
 

@@ -121,12 +121,12 @@ _COMPUTES = frozenset(["times", "point", "comma", "to", "choose", "by", "per", "
 _COMPUTES_AT_ONCE = _COMPUTES | {"through", "into"}
 """Behind the number itself: 5 through ten, but 5 lines through two points and 5 balls into two boxes."""
 _LAST = frozenset([
-    "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines", "ten", "twenties", "fifties",
+    *(f"{word}s" for word in [*NUMBER_WORDS][2:]), "sixes", *(f"{word[:-1]}ies" for word in TENS),
     "halve", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "sixteenth",
     "twentieth", "hundredth", "thousandth", "millionth", "billionth", "mil", "gross", "permille", "promille",
     "rejected", "extraneous", "excluded", "discarded", "invalid", "doubled", "tripled", "halved", "inverted",
 ])  # fmt: skip
-"""5 tenths are a half, 5 tens fifty, 5 mil may be 5000, and 5 (rejected) is no answer. Before another word they tell
+"""5 tenths are a half, 5 twos ten, 5 mil may be 5000, and 5 (rejected) is no answer. Before another word they tell
 which are counted: 5 eighth graders, 5 rejected items."""
 DECEPTIVE = frozenset([
     "not", "no", "isn't", "isnt", "never", "wrong", "incorrect", "false", "maybe", "perhaps", "possibly",
