@@ -55,11 +55,12 @@ Adapter = Annotated[
     ),
 ]
 Problem = Annotated[
-    str | None, typer.Option(help="Column of the question, for suites that are files. Default: problem.")
+    str | None,
+    typer.Option(help="Column of the question, for suites that are files. Default: the adapter's run's, or problem."),
 ]
 Answer = Annotated[
     str | None,
-    typer.Option(help="Column of the reference answer, for suites that are files; a.b is field b of mapping a."),
+    typer.Option(help="Likewise of the reference answer; a.b is field b of mapping a."),
 ]
 DataDir = Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")]
 TrainData = Annotated[str | None, typer.Option(help="Training problems: warn if a suite contains any of them.")]

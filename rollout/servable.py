@@ -112,6 +112,15 @@ def layer_kinds(model_config: Any) -> list[str]:
     return list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
 
 
+def is_mixture(text: Any) -> bool:
+    """Whether some layers have experts. Dense models of Doge and Nemotron-H state a number of them too, and tell by
+    other values that they have none."""
+    kinds = layer_kinds(text)
+    if not getattr(text, "is_moe", True) or ("mlp" in kinds and "moe" not in kinds):
+        return False
+    return any(getattr(text, count, None) for count in EXPERTS)
+
+
 def keeps_states(model_config: Any) -> bool:
     """Whether some layers keep a state instead of keys and values."""
     text = model_config.get_text_config()
@@ -153,7 +162,7 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
         )
     if torch.cuda.is_available():
         return
-    if adapter and any(getattr(text, count, None) for count in EXPERTS):
+    if adapter and is_mixture(text):
         remedy = "" if kind in NOT_RELOADED else "method=full, or "
         raise ValueError(
             f"{name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it stops with "

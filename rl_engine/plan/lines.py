@@ -12,6 +12,8 @@ from rl_engine.plan.memory import PHASES, Memory
 from rl_engine.plan.warnings import warnings_of
 from rl_engine.run.memory import Available
 
+SHOWN_GIB = 0.0005
+
 
 def first_lines(config: Config, meta_model: nn.Module) -> dict[str, str]:
     """What a run prints before its first step, besides its trainable parameters: capacity, compute, warnings."""
@@ -56,16 +58,14 @@ def describe_capacity(capacity: Capacity, config: Config) -> str:
 def _compute(made: Forecast) -> str:
     flops = made.flops
     recomputed = f", {flops.recomputed:.2e} in recomputed passes" if flops.recomputed else ""
-    lora, full = made.lora.learning, made.full.learning
     return (
-        f"{flops.total:.2e} FLOP per step: {flops.sampling:.2e} sampling, "
-        f"{flops.learning:.2e} learning{recomputed}; learning takes {lora:.2e} with LoRA and {full:.2e} with every "
-        f"weight: {lora / full:.3f}"
+        f"{flops.total:.2e} FLOP per step: {flops.sampling:.2e} sampling, {flops.learning:.2e} learning{recomputed}; "
+        f"learning with LoRA over learning with every weight: {made.lora.learning / made.full.learning:.3f}"
     )
 
 
 def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
-    """Every phase against what is available, then every part."""
+    """Every phase against what is available, then every part that shows in GiB."""
     lines = {}
     for phase in PHASES:
         text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"
@@ -75,5 +75,6 @@ def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
         lines[f"memory, {phase}"] = text
     for part in sorted(memory.parts, key=lambda part: -part.gib):
         where = ", on the machine" if part.on_host else ""
-        lines[f"  {part.name}"] = f"{part.gib:.3f} GiB ({', '.join(part.phases)}{where})"
+        if part.gib >= SHOWN_GIB:
+            lines[f"  {part.name}"] = f"{part.gib:.3f} GiB ({', '.join(part.phases)}{where})"
     return lines

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datafiles.text import json_lines
-from rl_engine.config import Config
+from rl_engine.config import Config, EvalConfig
 from rl_engine.config.fields import value_at
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.config.sft import SftConfig
@@ -87,7 +87,8 @@ def with_asking(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[s
 
 
 def _asked_by(start: Mapping[str, Any]) -> list[Any]:
-    return [value_at(start, f"settings.eval.{key}") for key in ASKING]
+    """A key that came after that start had its default."""
+    return [value_at(start, f"settings.eval.{key}", getattr(EvalConfig(), key)) for key in ASKING]
 
 
 def best_version(lines: Sequence[dict[str, float]], suite: str, there: Collection[int]) -> int | None:

@@ -39,7 +39,7 @@ from rollout.pool.local_cluster import (
     start_ray,
     within,
 )
-from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.scratch import WORKERS, ScratchDirectory, remove_left
 from rollout.pool.space import SCRATCH, FreeSpace, lacks, store_bytes, too_small
 from rollout.pool.versions import Version, WholeModel, version_of
 from rollout.pool.worker_handle import Call, Complaint, WorkerHandle, answer_of, end_all
@@ -194,6 +194,7 @@ class RayPool:
             self._workers = []
         if self._scratch is not None:
             leave_ray()
+            remove_left(WORKERS)  # of workers that died with their Ray
             self._scratch.remove()
 
     def _connect(self) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 LOCK = ".in_use"
+WORKERS = "rl_engine_worker_"
+"""The prefix of the workers' directories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,7 @@ class ScratchDirectory:
     @classmethod
     def make(cls, prefix: str) -> ScratchDirectory:
         """Create a directory, and remove those with the same prefix that dead processes have left behind."""
-        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            # Removed in the meantime, in use, or not ours: leave it alone.
-            with contextlib.suppress(OSError), _open_lock_of(left) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+        remove_left(prefix)
         path = Path(tempfile.mkdtemp(prefix=prefix))  # accessible to its owner only
         lock = os.fdopen(
             os.open(path / LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w", encoding="utf-8"
@@ -40,6 +38,15 @@ class ScratchDirectory:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+
+
+def remove_left(prefix: str) -> None:
+    """Remove the directories with this prefix that dead processes have left behind."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        # Removed in the meantime, in use, or not ours: leave it alone.
+        with contextlib.suppress(OSError), _open_lock_of(left) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
 
 
 def _open_lock_of(directory: Path) -> TextIO:

@@ -15,7 +15,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.files.durable import written_aside
 from rollout.pool.engine_thread import EngineThread
-from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.scratch import WORKERS, ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class PoolWorker:
         os.environ.update(OMP_NUM_THREADS=str(cpus), VLLM_CPU_OMP_THREADS_BIND="nobind")
         for name in LAUNCHER:
             os.environ.pop(name, None)
-        self.scratch = ScratchDirectory.make("rl_engine_worker_")
+        self.scratch = ScratchDirectory.make(WORKERS)
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
         self._thread: EngineThread | None = None

@@ -251,10 +251,13 @@ def test_the_machines_own_memory_is_checked_beside_the_cards(config: Config, lla
         check_fits(memory, Available(device_gib=1000.0, host_gib=32.0))
 
 
-def test_every_part_is_shown(config: Config, llama: nn.Module) -> None:
+def test_every_part_that_takes_something_is_shown(config: Config, llama: nn.Module) -> None:
     memory = of_llama(config, llama)
     lines = memory_lines(memory, Available(device_gib=24.0, host_gib=24.0))
-    assert {name.strip() for name in lines} >= {part.name for part in memory.parts}
+    shown = {name.strip() for name in lines}
+    assert shown >= {part.name for part in memory.parts if part.gib >= 0.001}
+    assert not shown & {part.name for part in memory.parts if part.gib < 0.0005}
+    assert not any(text.startswith("0.000 GiB") for text in lines.values())
     assert lines["memory, learn"].endswith("of 24.00 available")
 
 

@@ -21,7 +21,6 @@ from rl_engine.policy.lora.targets import adaptable
 from rollout.servable import (
     BESIDE_SEEING,
     CPU_HEAD_SIZES,
-    EXPERTS,
     NOT_RELOADED,
     UNSERVED,
     WITH_HEAD,
@@ -31,6 +30,7 @@ from rollout.servable import (
     check_reloadable,
     check_servable,
     context_length,
+    is_mixture,
     keeps_states,
     why_not,
 )
@@ -208,10 +208,15 @@ def test_the_table_of_the_page_is_that_of_the_code() -> None:
         assert kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, kind
         assert kind not in UNSERVED | BESIDE_SEEING, kind
         assert (adapter == "no") == (kind in WITHOUT_ADAPTERS), kind
-        assert (adapter == "on CUDA") == (bool(experts_of(kind)) and adapter != "no"), kind
+        assert (adapter == "on CUDA") == (is_mixture(AutoConfig.for_model(kind)) and adapter != "no"), kind
         assert (head == "yes") == (kind in WITH_HEAD), kind
         assert (full == "yes") == (kind not in NOT_RELOADED), kind
 
 
-def experts_of(kind: str) -> bool:
-    return any(getattr(AutoConfig.for_model(kind), name, None) for name in EXPERTS)
+def test_a_model_without_experts_may_state_a_number_of_them() -> None:
+    """Doge and dense Nemotron-H were refused on a CPU, where they train."""
+    dense = {"layers_block_type": ["mamba", "mlp", "attention", "mlp"]}
+    assert is_mixture(AutoConfig.for_model("doge", is_moe=True))
+    assert not is_mixture(AutoConfig.for_model("doge"))
+    assert is_mixture(AutoConfig.for_model("nemotron_h"))
+    assert not is_mixture(AutoConfig.for_model("nemotron_h", **dense))

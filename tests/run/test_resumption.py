@@ -143,6 +143,15 @@ def test_scores_count_together_while_the_suites_are_asked_alike(tmp_path: Path) 
     assert asked_alike(tmp_path / "none") == []
 
 
+def test_scores_of_a_start_before_a_key_was_there_count(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), 2)
+    starts = (tmp_path / "starts.jsonl").read_text()
+    assert starts.count('"min_p": 0.0, ') == 2  # of sampling and of eval
+    (tmp_path / "starts.jsonl").write_text(starts.replace('"min_p": 0.0, ', ""))
+    Records(tmp_path, config_in(tmp_path)).open(2)
+    assert [line["step"] for line in asked_alike(tmp_path)] == [0, 1, 2]
+
+
 def test_a_score_counts_as_the_process_asked_that_recorded_it(tmp_path: Path) -> None:
     """A run stopped in the evaluation after its last step makes it when it is resumed, with the new settings."""
     begun(tmp_path, config_in(tmp_path), 3)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from rollout.engine import PoolError
+from rollout.pool.scratch import ScratchDirectory
 from rollout.work_items import PromptBatch, Request
 from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, published, rays_processes, seeds
 from tests.helpers.scripted_engine import BAD_START
@@ -182,6 +183,22 @@ def test_ray_that_ends_on_the_learners_machine_ends_the_pool(
         until(pool._supervision.done)
     with pytest.raises(PoolError, match=gone):
         pool.generate([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)]))
+
+
+def test_what_workers_left_that_died_with_their_ray_goes(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed until the next run with a pool: with `method: full` a whole model for each worker."""
+    pool = make_pool()
+    monkeypatch.setattr("rollout.pool.ray_pool.leave_ray", lambda: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary" / "rl_engine_worker_left"
+    left.mkdir(parents=True)
+    (left / ".in_use").touch()
+    pool._scratch = ScratchDirectory.make("rl_engine_ray_")  # as of a pool that started its own cluster
+    pool.close()
+    pool._scratch = None
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_pool_without_room_says_what_it_waits_for(
