@@ -117,7 +117,11 @@ def check_adapter(argument: str) -> tuple[str, ResolvedVersion]:
     name, meant = named_version(argument)
     if not (meant.directory / PEFT_CONFIG).is_file():
         raise AdapterError(f"--adapter {argument}: {_what_is_there(meant.directory)}")
-    read_peft(meant.directory, "--adapter")
+    if "target_modules" not in read_peft(meant.directory, "--adapter"):  # vLLM says so once everything is loaded
+        raise AdapterError(
+            f"--adapter: {meant.directory}: {PEFT_CONFIG} has no target_modules, and vLLM asks for it: list there the "
+            "layers that are adapted, such as q_proj"
+        )
     return name, meant
 
 

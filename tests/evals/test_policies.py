@@ -171,6 +171,10 @@ def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapte
         file.write(b"\x7f")
     with pytest.raises(AdapterError, match="sha256 differs"):
         policies(str(tmp_path / "damaged"))
+    write_peft(tmp_path / "brief")
+    (tmp_path / "brief" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    with pytest.raises(AdapterError, match=r"brief: adapter_config\.json has no target_modules, and vLLM asks for it"):
+        policies(str(tmp_path / "brief"))
 
 
 @pytest.mark.parametrize(
