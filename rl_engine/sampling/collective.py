@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from evals.launch.group import is_seen
+from rl_engine.config import Config
+from rl_engine.config.fields import as_yaml, leaves
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rollout.engine import EngineError
@@ -62,6 +65,26 @@ def check_same(ranks: Ranks, read: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{differing[0]}: rank {rank} reads something else there than rank 0: give every machine the same files"
             )
+
+
+def check_command(ranks: Ranks, configs: Sequence[Config], options: Mapping[str, object]) -> None:
+    """Check that the ranks were started by the same command: someone may type one on each machine. Collective.
+
+    Raises `ConfigError` on every rank.
+    """
+    given: dict[str, Any] = {"--config": len(configs)}
+    given |= {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    for number, config in enumerate(configs, 1):
+        place = f"--config {number}: " if len(configs) > 1 else ""
+        given |= {f"{place}{key}": value for key, value in leaves(config.model_dump(mode="json"))}
+    first, *others = ranks.gather([given])
+    for rank, other in enumerate(others, 1):
+        for key in {**first, **other}:
+            if other.get(key) != first.get(key):
+                raise ConfigError(
+                    f"{key} is {as_yaml(first.get(key))} on rank 0 and {as_yaml(other.get(key))} on rank {rank}: start "
+                    "every rank with the same command"
+                )
 
 
 def check_shared(directory: Path, ranks: Ranks) -> None:

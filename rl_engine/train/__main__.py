@@ -144,9 +144,11 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
     print_loading("torch, transformers and DeepSpeed")
     with among_ranks(config) as ranks:
         with loading():
+            from rl_engine.sampling.collective import check_command
             from rl_engine.train.one_run import train_run
             from rl_engine.train.resolve import pinned, resolve_settings
 
+        check_command(ranks, [config], {**asdict(beginning), "dry_run": only_check})
         config = resolve_settings(config, ranks, resume=beginning.resume)
         if only_check:
             from rl_engine.train.dry_run import dry_run
@@ -185,9 +187,12 @@ def run_together(
     print_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:
         with loading():
+            from rl_engine.sampling.collective import check_command
             from rl_engine.train.concurrent import show_all, train_all
             from rl_engine.train.resolve import pinned, resolve_together
 
+        given = [config for group in groups for config in group.configs]
+        check_command(ranks, given, {**asdict(beginning), "dry_run": only_check, "together": at_once or "all"})
         settled = []
         for group in groups:
             configs, number = resolve_together(group.configs, ranks, at_once, resume=beginning.resume)

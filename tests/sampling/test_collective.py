@@ -14,7 +14,7 @@ from evals.launch import group
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.collective import check_shared, together
+from rl_engine.sampling.collective import check_command, check_shared, together
 from rl_engine.sampling.data import prepare
 from rollout.engine import EngineError
 from rollout.stopping import Stopped, StopRequest
@@ -90,6 +90,29 @@ def test_a_directory_that_a_rank_does_not_see_is_refused(tmp_path: Path, monkeyp
     for message in found((here, tmp_path / "elsewhere" / "run")):
         assert "output_dir: rank 1 does not see what rank 0 writes" in message
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "said"),
+    [
+        ([["seed=5"]], {}, "seed is 0 on rank 0 and 5 on rank 1: start every rank with the same command"),
+        ([[]], {"resume": True}, "--resume is false on rank 0 and true on rank 1"),
+        ([[], ["output_dir=runs/more"]], {}, "--config is 1 on rank 0 and 2 on rank 1"),
+    ],
+)
+def test_ranks_started_by_different_commands_are_refused(
+    settings: list[list[str]], options: dict[str, bool], said: str
+) -> None:
+    """One that resumed and one that began waited half an hour for each other; other settings were ignored."""
+    alike = [load_config("quickstart.yaml", [])], {"resume": False}
+    other = [load_config("quickstart.yaml", given) for given in settings], {**alike[1], **options}
+
+    def check(rank: Ranks) -> None:
+        check_command(rank, *(alike if rank.is_main else other))
+
+    for message in on_each(ThreadRank.both(), check, (ConfigError,)):
+        assert said in str(message)
+    assert on_each(ThreadRank.both(), lambda rank: check_command(rank, *other), (ConfigError,)) == [None, None]
 
 
 def test_ranks_read_the_same_problems(tmp_path: Path) -> None:
