@@ -65,7 +65,7 @@ def _compute(made: Forecast) -> str:
 
 
 def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
-    """Every phase against what is available, then every part."""
+    """Every phase against what is available, then every part of at least a MiB."""
     lines = {}
     for phase in PHASES:
         text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"
@@ -73,7 +73,8 @@ def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
         if host:
             text += f"; {host:.2f} GiB of the host's {available.host_gib:.2f}"
         lines[f"memory, {phase}"] = text
-    for part in sorted(memory.parts, key=lambda part: -part.gib):
+    parts = [part for part in memory.parts if part.gib >= 0.001]
+    for part in sorted(parts, key=lambda part: -part.gib):
         where = ", on the machine" if part.on_host else ""
         lines[f"  {part.name}"] = f"{part.gib:.3f} GiB ({', '.join(part.phases)}{where})"
     return lines
