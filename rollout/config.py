@@ -208,8 +208,10 @@ KEEPS_ALL = {"top_p": 1.0, "min_p": 0.0}
 
 
 class SamplingConfig(Section):
-    n: int = Field(8, ge=1, description="Completions per problem: the size of a group.")
-    temperature: float = Field(1.0, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
+    n: int = Field(8, ge=1, description="Completions per problem: the size of a group; at least 2 in training.")
+    temperature: float = Field(
+        1.0, ge=0, le=2, description="Sampling temperature; 0 is greedy, and refused in training."
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Must be 1 in training: leaving tokens out biases the importance ratios."
     )

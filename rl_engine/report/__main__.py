@@ -63,10 +63,9 @@ def main(
     console.soft_wrap = True
     try:
         with stoppable():
-            if plots is None and format is not PlotFormat.SVG:
-                raise ValueError(f"--format is {format}, and has no effect: give --plots DIR too")
             if not watch and every != EVERY_S:
                 raise ValueError(f"--every is {every:g}, and has no effect: give --watch too")
+            check_formats(target, plots, format)
             notes = replaced({target: is_report}, "--output")
             runs = each_once(runs, console)
             for run in runs:
@@ -89,6 +88,14 @@ def main(
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:
         exit_explained(error)
+
+
+def check_formats(output: Path, plots: Path | None, format: PlotFormat) -> None:
+    """Raises `ValueError` for a format that nothing is written in."""
+    if output.suffix == ".pdf":
+        raise ValueError(f"--output is {str(output)!r}: the page is HTML; give FILE.html, and print it to PDF")
+    if plots is None and format is not PlotFormat.SVG:
+        raise ValueError(f"--format is {format}, and has no effect: give --plots DIR too")
 
 
 def each_once(runs: Sequence[Path], console: Console) -> list[Path]:

@@ -25,7 +25,7 @@ from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, 
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
 from rollout.prompts.generated import REASONING_GYM, check_task, task_of, task_problems
-from rollout.prompts.problems import FILES
+from rollout.prompts.problems import refused_source
 
 Message = dict[str, str]
 ROLES = {
@@ -87,9 +87,7 @@ def check_source(data: SftDataConfig) -> None:
     if data.path is None and data.source == ANY_OF_HUB and data.name is None:
         raise ValueError("data.source is 'hub', which needs data.name, a dataset on the hub")
     if data.path is None and data.source not in (*HUB, ANY_OF_HUB):
-        known = ", ".join(["arithmetic", "file", "hub", "random_pairs", REASONING_GYM, *HUB])
-        hint = f"data.source: {data.source} needs data.path" if data.source in FILES else f"known are {known}"
-        raise ValueError(f"data.source is {data.source!r}; {hint}")
+        raise refused_source(data.source, ["arithmetic", "file", "hub", "random_pairs", REASONING_GYM, *HUB])
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
         if path is not None:
             check_file(Path(path), key)

@@ -56,9 +56,20 @@ def _check_part(config: SourceConfig, key: str) -> None:
     elif config.source == HUB and config.name is None:
         raise ValueError(f"{where}source is 'hub', which needs {where}name, a dataset on the hub")
     elif config.source not in (*SOURCES, HUB):
-        known = ", ".join([ARITHMETIC, "file", HUB, REASONING_GYM, *SOURCES])
-        hint = f"{where}source: {config.source} needs {key}" if config.source in FILES else f"known are {known}"
-        raise ValueError(f"{where}source is {config.source!r}; {hint}")
+        raise refused_source(config.source, [ARITHMETIC, "file", HUB, REASONING_GYM, *SOURCES], where)
+
+
+def refused_source(source: str, known: Sequence[str], where: str = "data.") -> ValueError:
+    """The error for a source that is none, with what it was probably meant to be: the name of a source is often taken
+    for the place of the data."""
+    hint = f"known are {', '.join(known)}"
+    if source in FILES:
+        hint = f"{where}source: {source} needs {where}path"
+    elif Path(source).exists():
+        hint = f"for a file or directory give {where}source=file {where}path={source}"
+    elif source.count("/") == 1:
+        hint = f"for a dataset on the hub give {where}source=hub {where}name={source}; {hint}"
+    return ValueError(f"{where}source is {source!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)

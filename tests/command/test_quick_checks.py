@@ -111,6 +111,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "output_dir=/proc/run"), "output_dir: nothing can be written in /proc"),
     ((*TRAIN, "--overwrite", "output_dir=/proc/run"), "output_dir: nothing can be written in /proc"),
     ((*TRAIN, "data.source=gsm9k"), "data.source is 'gsm9k'; known are arithmetic, file, hub, reasoning_gym, gsm8k"),
+    ((*TRAIN, "data.source=ORG/NAME"), "for a dataset on the hub give data.source=hub data.name=ORG/NAME; known are"),
+    ((*TRAIN, "data.source=./file"), "for a file or directory give data.source=file data.path=./file"),
+    ((*SFT, "data.source=ORG/NAME"), "for a dataset on the hub give data.source=hub data.name=ORG/NAME; known are"),
     ((*TRAIN, "data.source=reasoning_gym"), "data.source is 'reasoning_gym', which needs data.task"),
     ((*SFT, "data.source=reasoning_gym"), "data.source is 'reasoning_gym', which needs data.task"),
     ((*TRAIN, "data.source=jsonl"), "data.source: jsonl needs data.path"),
@@ -121,6 +124,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SFT, r"prompt.system=Be brief.\nBe kind."), r"prompt.system is 'Be brief.\\nBe kind.': \n in it is"),
     ((*EVALS, "--frame", r"Q: {problem}\nA:"), r"--frame is 'Q: {problem}\\nA:': \n in it is"),
     ((*EVALS, "--output", "new/"), "--output is 'new/', which names a directory: give the name of a file in it"),
+    (("rl_engine.report", "taken", "--output=x.pdf"), "--output is 'x.pdf': the page is HTML; give FILE.html"),
     (("rl_engine.report", "taken", "--output=new/"), "--output is 'new/', which names a directory"),
     (
         (*TRAIN, "eval.suites=[gsm8k]", "eval.data_dir=empty"),
