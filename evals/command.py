@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -67,15 +67,12 @@ def check_output(
     return replaced({output: is_report, **{path: lambda _: begun for path in companions}}, "--output")
 
 
-def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that does not wrap lines at 80 columns when it writes to a file or pipe."""
+def lasting_console(*, quiet: bool = False) -> Console:
+    """The console of a command, which goes on where nobody hears it: it may have work to lose. Written to a file or
+    pipe, lines are not wrapped at 80 columns."""
+    file = lasting("stdout")
     console = Console(highlight=False, quiet=quiet, file=file)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
-
-
-def lasting_console(*, quiet: bool = False) -> Console:
-    """The console of a command that has work to lose: it goes on where nobody hears it."""
-    return new_console(quiet=quiet, file=lasting("stdout"))
 
 
 def print_table(table: Table, console: Console) -> None:

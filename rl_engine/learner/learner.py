@@ -256,6 +256,12 @@ class Learner:
     def _new_statistics(self, limits: GapLimits | None) -> StepStatistics:
         return StepStatistics(self.ranks, math.inf if limits is None else limits.logprob)
 
+    def _my_share(self, samples: Sequence[TrainingSample]) -> tuple[list[list[TrainingSample]], int]:
+        """This rank's micro-batches, and how many of them are its own: one after those is filler, so that all ranks
+        make the same number of passes."""
+        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
+        return share_of_rank(batches, self.ranks.rank, self.ranks.count), len(self.ranks.share(batches))
+
     def _pass_over(
         self,
         samples: Sequence[TrainingSample],
@@ -271,9 +277,7 @@ class Learner:
         step's first update.
         """
         loss_config = self.config.loss
-        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
-        mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
-        own = len(self.ranks.share(batches))
+        mine, own = self._my_share(samples)
         for index, rows in enumerate(mine):
             before_each()
             batch = self._collate(rows).to(self.ranks.device)
@@ -295,7 +299,7 @@ class Learner:
             if learn:
                 self.deepspeed_engine.backward(part.loss * self.ranks.count)
             if index == own:
-                continue  # filler, so that all ranks make the same number of passes
+                continue  # filler
             statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
             if measure:
                 statistics.add_gap(logprob_N.detach(), batch, rows)
@@ -319,16 +323,16 @@ class Learner:
         same micro-batches on the same ranks, and through the compiled layers if there are any, which are compiled for
         passes with gradients.
         """
-        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
+        batches, own = self._my_share(samples)
         passes = []
-        for rows in share_of_rank(batches, self.ranks.rank, self.ranks.count):
+        for rows in batches:
             with torch.set_grad_enabled(self._is_compiled):
                 logprob_N = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))[0].detach()
             passes.append((rows, logprob_N.split([len(row.completion_ids) for row in rows])))
         # Filler micro-batches are dropped. Values are read after all passes are queued, as reading waits for a GPU.
         mine = [
             [replace(row, old_logprobs=tuple(part.tolist())) for row, part in zip(rows, parts, strict=True)]
-            for rows, parts in passes[: len(self.ranks.share(batches))]
+            for rows, parts in passes[:own]
         ]
         return [row for rows in self.ranks.gather(mine) for row in rows]
 

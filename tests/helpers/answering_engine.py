@@ -73,3 +73,10 @@ def unhurried(settings: EngineSettings) -> AnsweringEngine:
 def brisk(settings: EngineSettings) -> AnsweringEngine:
     """An engine that a test sometimes catches at work, in a run of many steps."""
     return AnsweringEngine(settings, pause_s=0.1)
+
+
+def in_place_of_vllm() -> None:
+    """Call this in the fork that becomes the command."""
+    import rollout.vllm.engine
+
+    rollout.vllm.engine.VllmEngine = AnsweringEngine  # type: ignore[assignment, misc]

@@ -12,18 +12,19 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from rl_engine.config import LoraConfig
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.attention import PACKED_SHARED
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import LoraPolicy
-from rl_engine.policy.lora.targets import coverage_of, match_targets
+from rl_engine.policy.lora.targets import match_targets
+from rollout.config import ModelConfig
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps
@@ -247,32 +248,8 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges(
 # Targeted layers.
 
 
-def llama_8b() -> LlamaForCausalLM:
-    with torch.device("meta"):
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=128_256,
-                hidden_size=4096,
-                intermediate_size=14_336,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-                num_key_value_heads=8,
-            )
-        )
-
-
-def test_llama_8b_parameters_per_rank_match_the_paper() -> None:
-    """Per unit of rank: 1,769,472 in MLPs, 851,968 in attention (LoRA Without Regret, without the output embedding)."""
-    model = llama_8b()
-    coverage = coverage_of(model, LoraConfig(rank=1, targets="all"))
-    assert coverage.by_group == {"attention": 851_968, "mlp": 1_769_472}
-    assert len(coverage.modules) == 7 * 32
-    assert coverage_of(model, LoraConfig(rank=8, targets="mlp")).trainable == 8 * 1_769_472
-    assert "lm_head" not in coverage.modules
-
-
 def test_targets_by_name_and_a_hint_when_misspelt() -> None:
-    model = llama_8b()
+    model = load_meta_model(ModelConfig(name="meta-llama/Llama-3.1-8B"))
     assert len(match_targets(model, ("q_proj", "v_proj"))) == 64
     assert list(match_targets(model, ("lm_head",))) == ["lm_head"]
     assert list(match_targets(model, "model.layers.3.mlp.up_proj")) == ["model.layers.3.mlp.up_proj"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from rewards import Grader
 from rl_engine.config import Config, LoraConfig, load_config
@@ -36,6 +36,7 @@ from rl_engine.policy.lora.adapter import add_adapter
 from rl_engine.run.memory import GIB, Available
 from rl_engine.run.records import read_metrics
 from rl_engine.train import assemble as assembling
+from rollout.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 LLAMA_PARAMETERS = 8_030_261_248
@@ -46,18 +47,7 @@ BF16, FP32 = 2, 4
 
 @pytest.fixture(scope="module")
 def llama() -> nn.Module:
-    model_config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        tie_word_embeddings=False,
-    )
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(model_config)
+    model: nn.Module = load_meta_model(ModelConfig(name="meta-llama/Llama-3.1-8B"))
     return model
 
 

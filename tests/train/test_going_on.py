@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import forked
-from tests.helpers.answering_engine import UNCHECKED, AnsweringEngine
+from tests.helpers.answering_engine import UNCHECKED, in_place_of_vllm
 
 SMALL = (
     "data.source=jsonl",
@@ -30,13 +30,8 @@ SMALL = (
 
 
 def command(directory: Path, *arguments: str) -> tuple[int, str]:
-    return forked.train(directory, *SMALL, *arguments, environment={"OMP_NUM_THREADS": "1"}, prepare=prepare)
-
-
-def prepare() -> None:
-    import rollout.vllm.engine
-
-    rollout.vllm.engine.VllmEngine = AnsweringEngine  # type: ignore[assignment, misc]
+    one_core = {"OMP_NUM_THREADS": "1"}
+    return forked.train(directory, *SMALL, *arguments, environment=one_core, prepare=in_place_of_vllm)
 
 
 def write_sums(path: Path, first: int) -> None:

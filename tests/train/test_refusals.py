@@ -26,6 +26,7 @@ from rl_engine.train.dry_run import dry_run
 from rollout.adapters import AdapterStore
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked
+from tests.helpers.answering_engine import UNCHECKED, in_place_of_vllm
 from tests.helpers.builders import completion, graded_group, prompt, result
 from tests.helpers.families import write_tiny
 from tests.helpers.grown import SAID, write_grown
@@ -184,10 +185,10 @@ def test_few_problems_and_repeats_are_reported_with_numbers(
     assert "a step takes 4 problems, of which 3 can differ: each is sampled 1.3 times in a step" in output
 
 
-@pytest.mark.engine
 def test_a_function_that_raises_stops_the_run_with_traceback(here: Path) -> None:
     """The function passes the trial call, whose completion contains the words that it looks for."""
-    code, output = forked.train(here, *SMALL, "rewards.function=my_function:needs_a_mark", environment={})
+    mine = (*SMALL, *UNCHECKED, "rewards.function=my_function:needs_a_mark")
+    code, output = forked.train(here, *mine, environment={}, prepare=in_place_of_vllm)
     assert code == 1, output
     assert "error: step 1, version 0: grading failed on 16 of 16 completions" in output
     assert "my_function.py" in output
