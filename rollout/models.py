@@ -49,8 +49,6 @@ def locate_model(name: str, key: str = "model.name") -> str:
     if path.is_absolute() or name.startswith((".", "~")) or path.exists():
         found = "an adapter is there, without its base model" if (path / "adapter_config.json").is_file() else None
         raise FileNotFoundError(f"{key}: {name!r} is not a model directory ({found or 'no config.json there'})")
-    if name.count("/") > 1:  # an address of the hub, for example
-        raise FileNotFoundError(f"{key}: {name!r} is neither a directory here nor a name of the hub, which is ORG/NAME")
     return name
 
 

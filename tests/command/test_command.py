@@ -313,8 +313,9 @@ def test_a_command_that_only_prints_fails_if_nobody_hears_it(monkeypatch: pytest
 
 
 def test_what_the_system_refuses_is_no_error_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
-    denied = OSError(errno.EACCES, "Permission denied", "data.jsonl")
-    for error, code in ((OSError(errno.ENOSPC, "full"), 1), (FileNotFoundError("none"), 2), (denied, 2)):
+    numbers = (errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES)
+    of_paths = [OSError(number, os.strerror(number), "data.jsonl") for number in numbers]
+    for error, code in [(OSError(errno.ENOSPC, "full"), 1), *((one, 2) for one in of_paths)]:
         with pytest.raises(typer.Exit) as left:
             exit_explained(error)
         assert left.value.exit_code == code
