@@ -130,7 +130,9 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
             return True
         if one.operators == ("=",) and _same_function(one, other, equal):
             return True
-    if not turned or reference.operators[0] not in {"=", *regions.MIRRORED} or _named_values(reference, answer):
+    if not turned or reference.operators[0] not in {"=", *regions.MIRRORED}:
+        return False
+    if _named_values(reference, answer) or _other_points(reference, answer):
         return False
     one, other = turned[0]
     try:
@@ -152,14 +154,19 @@ def _same_function(one: Relation, other: Relation, equal: Equal) -> bool:
 
 def _named_values(one: Relation, other: Relation) -> bool:
     """Whether both only name a value: then there are no equations to compare, and x = 5 differs from y = 5 and from
-    x = 6. Beside a value without capital letters, AB is a name and no product: BA = 2x is another."""
+    x = 6."""
     return all(
-        any(
-            names_one(name) and (is_closed(value) or sum(map(str.isupper, name)) > 1 > sum(map(str.isupper, value)))
-            for name, value in (relation.sides, relation.sides[::-1])
-        )
+        relation.operators == ("=",)
+        and any(names_one(name) and is_closed(value) for name, value in (relation.sides, relation.sides[::-1]))
         for relation in (one, other)
     )
+
+
+def _other_points(one: Relation, other: Relation) -> bool:
+    """Whether both name something by the same points in another order: as a product, BA would be AB."""
+    named = [next(filter(names_one, relation.sides), "") for relation in (one, other)]
+    points = [[letter for letter in name if letter.isupper()] for name in named]
+    return points[0] != points[1] and sorted(points[0]) == sorted(points[1])
 
 
 def _mirrored(relation: Relation) -> Relation:

@@ -139,7 +139,9 @@ def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
         return Extracted(content, tail, alternative=surroundings.same_again(text, last.end))
-    answer = ", ".join(_labelled(text, group, [box.content for box in group]))
+    offered = any(_OR.search(text[one.end : other.start]) for one, other in itertools.pairwise(group))
+    joint = r" \text{ or } " if offered else ", "
+    answer = joint.join(_labelled(text, group, [box.content for box in group]))
     return Extracted(answer, tail, alternative=surroundings.same_again(text, last.end), several=True)
 
 
