@@ -175,7 +175,7 @@ def test_the_run_directory_is_the_contract(run_dir: Path) -> None:
         for line in read_metrics(run_dir)
         if "eval/held_out/avg" in line
     }
-    assert AdapterStore(run_dir / "adapters").pointed("best") == max(scores, key=lambda version: scores[version])
+    assert AdapterStore(run_dir / "adapters").pointed("best") == max(scores, key=lambda at: (scores[at], at > 0))
     for version, score in scores.items():
         report = json.loads((run_dir / "evals" / f"held_out-policy-v{version:06d}.json").read_text())
         vouched = run_dir / "adapters" / f"v{version:06d}" / "manifest.json"
