@@ -24,6 +24,7 @@ class InFlight:
     assemble: Callable[[list[Completion]], list[RolloutGroup]]
     """All completions → the groups, one per prompt."""
     _sampled: dict[int, Completion] = field(default_factory=dict, init=False)
+    _failure: Exception | None = field(default=None, init=False)
 
     @property
     def left(self) -> int:
@@ -32,15 +33,21 @@ class InFlight:
 
     @property
     def done(self) -> bool:
-        return not self.left
+        return self._failure is not None or not self.left
 
     def take(self, place: int, completion: Completion) -> None:
         assert place not in self._sampled
         self._sampled[place] = completion
 
+    def fail(self, error: Exception) -> None:
+        """Give the batch up: whoever asks for its groups gets this error, and the other batches go on."""
+        self._failure = error
+
     def groups(self) -> list[RolloutGroup]:
-        """Assemble the groups; call only when nothing is left."""
+        """Assemble the groups; call only when it is done. Raises what it failed with."""
         assert self.done
+        if self._failure is not None:
+            raise self._failure
         return self.assemble([self._sampled[place] for place in range(self.count)])
 
 

@@ -31,7 +31,7 @@ from rollout.adapters import (
     stated_manifest,
 )
 from rollout.config import SamplingConfig
-from rollout.engine import EngineError, EngineSettings, InFlight, sample_seed
+from rollout.engine import EngineError, EngineSettings, InFlight, NanError, sample_seed
 from rollout.models import check_every_weight, read_model_config
 from rollout.segments import is_unfinished, joined
 from rollout.servable import why_not
@@ -208,14 +208,25 @@ class VllmEngine:
         except ValueError as error:  # in its own code; commands would report it as a mistake of the user's, in a line
             raise RuntimeError(f"vLLM failed while it sampled: {error}") from error
         for output in outputs:
-            asked = self._asked.pop(output.request_id)
+            if (asked := self._asked.pop(output.request_id, None)) is None:
+                continue  # of a batch that was given up in this step
             (sampled,) = output.outputs
-            asked.batch.take(
-                asked.place,
-                completion(sampled, asked.key, self._decoder.spoken(sampled, stops=bool(asked.sampling.stop))),
-            )
+            text = self._decoder.spoken(sampled, stops=bool(asked.sampling.stop))
+            try:
+                asked.batch.take(asked.place, completion(sampled, asked.key, text))
+            except NanError as error:
+                self._give_up(asked.batch, error)
             if asked.batch.done:
                 self._done.append(asked.batch)
+
+    def _give_up(self, batch: InFlight, error: NanError) -> None:
+        """Sample no more of a batch, which another run's adapter may sample beside it, and remove what it left."""
+        batch.fail(error)
+        left = [request for request, asked in self._asked.items() if asked.batch is batch]
+        for request in left:
+            del self._asked[request]
+        self._llm.llm_engine.abort_request(left)
+        self._llm.collective_rpc(_clear_nan)
 
     def score(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
@@ -327,6 +338,14 @@ def _left_out(model: Any, number: int) -> list[str]:
     return sorted(
         name for name in manager.get_adapter(number).loras if name not in manager.modules and ".experts" not in name
     )
+
+
+def _clear_nan(worker: Any) -> None:
+    """Remove NaN from the memory of keys and values. In a block that a sequence fills in part, a CPU's attention
+    multiplies what an earlier sequence left in the rest by zero, and NaN stays NaN."""
+    for cache in worker.model_runner.kv_caches:
+        for part in cache if isinstance(cache, list | tuple) else [cache]:
+            part.nan_to_num_()
 
 
 def _forget_packed_experts(model: Any) -> None:

@@ -15,20 +15,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.publish import Publisher
-from rollout.adapters import AdapterError, AdapterStore, identity_of, write_manifest
+from rollout.adapters import PEFT_WEIGHTS, AdapterError, AdapterStore, identity_of, write_manifest
 from rollout.config import ArithmeticConfig, SamplingConfig
-from rollout.engine import EngineError, EngineSettings
+from rollout.engine import EngineError, EngineSettings, NanError
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import arithmetic_problems
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from tests.helpers.batches import alternating
 from tests.helpers.other_engine import sampled_elsewhere
+from tests.helpers.peft_adapters import write_peft
 
 pytestmark = pytest.mark.engine
 
@@ -368,6 +370,25 @@ def test_a_model_that_computes_nan_is_not_one_that_knows_nothing() -> None:
     flat = SimpleNamespace(logprobs=[None, -0.1, -0.1, math.nan, math.nan], token_ids=[5, 7, 7, 0, 0])
     with pytest.raises(EngineError, match=r"^the sampler computed NaN with base: "):
         scores(flat, [7, 0], "base")
+
+
+def test_a_batch_of_nan_ends_alone(vllm_engine: Any, prompts: list[Prompt], tmp_path: Path) -> None:
+    """Of several runs that share an engine all ended with the one that diverged; and the batch after it computed NaN as
+    well, in blocks of keys and values that it had filled."""
+    write_peft(tmp_path)
+    weights = {name: one + math.nan for name, one in load_file(tmp_path / PEFT_WEIGHTS).items()}
+    save_file(weights, tmp_path / PEFT_WEIGHTS)
+    ref = AdapterRef(name="diverged", version=0, path=tmp_path, sha256=identity_of(tmp_path), rank=2)
+    expected = vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts))
+    vllm_engine.load_adapter(ref)
+    diverged, beside = (vllm_engine.begin(prompts, SAMPLING, one, seeds(prompts)) for one in (ref, None))
+    while not (diverged.done and beside.done):
+        vllm_engine.advance()
+    vllm_engine.unload_adapter(ref)
+    assert len(beside.groups()) == len(prompts)
+    with pytest.raises(NanError, match=r"^the sampler computed NaN with diverged-v000000: "):
+        diverged.groups()
+    assert vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts)) == expected
 
 
 @pytest.mark.parametrize(
