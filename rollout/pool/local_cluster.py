@@ -20,7 +20,7 @@ import ray
 from ray._private import worker
 from ray.exceptions import RayError
 
-from datafiles.text import first_line
+from datafiles.text import first_line, in_one_line
 from rollout.engine import PoolError
 from rollout.pool.space import SMALLEST_STORE, too_long
 from rollout.stopping import STOPS
@@ -30,7 +30,8 @@ NOT_STARTED = (
     "joins a running cluster"
 )
 NOT_JOINED = (
-    "start one with `ray start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
+    "start one with `ray start --head` in this environment, and give this process its token (RAY_AUTH_MODE=token and "
+    "~/.ray/auth_token)"
 )
 SILENT_S = 50.0
 """How long Ray may take to answer. If its head is gone, Ray itself ends the process after 60 s, without saving."""
@@ -165,8 +166,10 @@ def starting(what: str, remedy: str) -> Iterator[None]:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of the error's first line, without the full stop."""
-    return first_line(error).split(". ")[0].rstrip(".:")
+    """The first sentence of the error's first line, without the full stop. A line that ends in a colon says nothing
+    without those that follow, as where Ray lists two versions."""
+    line = first_line(error)
+    return (in_one_line(error) if line.endswith(":") else line).split(". ")[0].rstrip(".:")
 
 
 @contextmanager

@@ -250,6 +250,22 @@ def test_ray_that_does_not_start_or_take_us_is_one_line(said: Exception, monkeyp
     assert "\n" not in f"{started.value}{joined.value}"
 
 
+def test_a_cluster_of_another_version_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.utils import check_version_info
+
+    from rollout.pool.local_cluster import join_ray
+
+    def init(**_: Any) -> None:
+        check_version_info({"ray_version": "2.0.0", "python_version": "3.9.1"}, "here")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(
+        PoolError, match=r"Ray: 2\.0\.0 Python: 3\.9\.1 This process .* `ray start --head` in this env"
+    ) as told:
+        join_ray("head:6379")
+    assert "\n" not in str(told.value)
+
+
 def test_a_head_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system accepts connections to a stopped process, so Ray does not fail: it tries again, for minutes."""
     from rollout.pool.local_cluster import join_ray
