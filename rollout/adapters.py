@@ -115,6 +115,8 @@ def resolve_version(path: Path) -> ResolvedVersion:
     if best.is_dir():
         found = store.root / best.resolve().name
         reason = "it is the newest too" if found == newest else f"the newest is {latest}"
+        if found != newest and found == store.path_of(0):
+            reason = f"no score was higher than the one before training; {reason}"
         return ResolvedVersion(found, f"{path} is a run: using its best version, {found.name} ({reason})")
     if latest.is_dir():
         reason = _gone(best) if best.is_symlink() else "no evaluation says which is best"

@@ -234,6 +234,7 @@ ELSEWHERE: dict[str, str] = {
     "deepspeed": "learner.zero_stage",
     # The run.
     "run_name": "output_dir",
+    "output": "output_dir",
     "experiment_name": "output_dir",
     "exp_name": "output_dir",
     "run_dir": "output_dir",
@@ -249,6 +250,7 @@ ELSEWHERE: dict[str, str] = {
     "saves_per_epoch": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",
     "eval_steps": "eval.every",
+    "eval.steps": "eval.every",
     "test_freq": "eval.every",
     "eval_every": "eval.every",
     "val_period": "eval.every",
@@ -264,6 +266,7 @@ ELSEWHERE: dict[str, str] = {
 # Keys without a counterpart here, and why.
 ABSENT: dict[str, str] = {
     "lora_dropout": "adapters have no dropout here",
+    "lora.dropout": "adapters have no dropout here",
     "lora_modules_to_save": "only adapters are trained and shipped; lora.targets may hold `+lm_head`",
     "modules_to_save": "only adapters are trained and shipped; lora.targets may hold `+lm_head`",
     "load_in_4bit": "the base is not quantized: see model.dtype",

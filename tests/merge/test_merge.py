@@ -65,7 +65,7 @@ def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> Non
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     AdapterStore(copy / "adapters").point("best", 0)
     best = merge(copy, tmp_path / "merged").stdout
-    assert f"{copy} is a run: using its best version, v000000 (the newest is {copy}/adapters/latest)" in best
+    assert f"{copy} is a run: using its best version, v000000 (no score was higher than" in best
     assert "v000000 → " in best
     latest = merge(copy / "adapters" / "latest", tmp_path / "latest").stdout
     assert "v000003 → " in latest

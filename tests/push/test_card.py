@@ -54,6 +54,14 @@ def test_names_of_suites_stay_in_their_place(run: Path, tmp_path: Path) -> None:
     assert row.startswith(r"| odd \| name: #1 \[x] \<b>\* (version 1) | avg@1 | not measured | **44.4 %")
 
 
+def test_a_card_of_version_zero_claims_no_training(run: Path, tmp_path: Path) -> None:
+    """A run is published as its best version, which is its start if training only lost accuracy."""
+    said = "**This is version 0, as the run began: it holds none of that training.**"
+    assert said not in table(release(run, tmp_path / "end"))
+    AdapterStore(run / "adapters").point("latest", 0)
+    assert said in table(release(run, tmp_path / "start"))
+
+
 def test_a_base_score_in_another_setting_is_no_comparison(run: Path, tmp_path: Path) -> None:
     path = run / "evals/held_out-policy-v000000.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6}))

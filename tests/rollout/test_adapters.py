@@ -52,6 +52,8 @@ def test_a_run_resolves_to_its_best_version_else_the_newest(store: AdapterStore)
     best = resolve_version(run)
     assert best.directory == store.path_of(1)
     assert best.why == f"{run} is a run: using its best version, v000001 (the newest is {store.root / 'latest'})"
+    store.point("best", 0)
+    assert "v000000 (no score was higher than the one before training; the newest is" in resolve_version(run).why
     store.point("best", 2)
     assert resolve_version(run).why.endswith("v000002 (it is the newest too)")
     for name in ("v000000", "latest", "best"):
