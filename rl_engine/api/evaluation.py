@@ -15,7 +15,6 @@ from rl_engine.api.process import running
 from rl_engine.config.hints import near
 from rollout.models import from_home
 
-POLL_S = 0.2
 NAMED = {"model", "suites", "adapters", "output"}
 OPTIONS = {field.name: field.default for field in dataclasses.fields(EvalOptions) if field.name not in NAMED}
 """All other options of `python -m evals`, with their defaults."""
@@ -59,7 +58,7 @@ def evaluate(
         arguments += [_flag(name, value) for name, value in options.items() if value != OPTIONS[name]]
         # Files in a directory that is gone when the report is returned are no result.
         with running("evals", arguments, show=show, hide=None if output is not None else place) as child:
-            while child.is_at_work(POLL_S):
+            while child.is_at_work():
                 pass
             child.check()
         found_scores: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from rollout.stopping import GRACE_S, kill_session
 
 ERROR = "error: "
 """Prefix of the line in which a command reports why it failed."""
+POLL_S = 0.2
 
 
 class CommandError(RuntimeError):
@@ -43,10 +44,10 @@ class Child:
     """Lines that contain this are not printed."""
     _shown: int = field(default=0, init=False)  # bytes of the log
 
-    def is_at_work(self, wait_s: float) -> bool:
-        """Wait at most `wait_s` seconds, print the command's new output, and return whether it is still running."""
+    def is_at_work(self) -> bool:
+        """Wait for at most `POLL_S`, print the command's new output, and return whether it is still running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(wait_s)
+            self.popen.wait(POLL_S)
         at_work = self.popen.poll() is None
         self._pass_on(at_work)
         return at_work

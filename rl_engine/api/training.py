@@ -13,7 +13,6 @@ from rl_engine.config import Config
 from rl_engine.config.file import RUN_CONFIG
 from rl_engine.run.records import METRICS, read_metrics
 
-POLL_S = 0.2
 Row = dict[str, float]
 """A step's line of metrics.jsonl, with the names of docs/metrics.md; in seconds, tokens, nats and fractions."""
 
@@ -57,7 +56,7 @@ def _steps(config: Config, flags: list[str], show: bool) -> Iterator[Row]:
         with running("rl_engine.train", ["--config", str(file), *flags], show=show) as child:
             at_work, size = True, -1
             while at_work:
-                at_work = child.is_at_work(POLL_S)
+                at_work = child.is_at_work()
                 if _file_at(run / METRICS) in (None, earlier) or (run / METRICS).stat().st_size == size:
                     continue
                 size = (run / METRICS).stat().st_size

@@ -116,8 +116,9 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
     return tuple((weights + count * sequence) / cards / GIB + ENGINE_GIB for count in (1, rows))  # type: ignore[return-value]
 
 
-def settle_card(config: Config, ranks: Ranks) -> Config:
+def settle_card(config: Config, ranks: Ranks, meta_model: nn.Module | None = None) -> Config:
     """`settle_share` for this rank's GPU; a CPU has nothing to share. All ranks must then run rank 0's configuration.
+    `meta_model`: the model's shape, if the caller has it.
 
     Raises `ValueError` for a GPU that cannot compute in the run's precision.
     """
@@ -125,9 +126,8 @@ def settle_card(config: Config, ranks: Ranks) -> Config:
         return config
     check_computes(config.model.precision, "model.dtype")
     gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
-    return settle_share(
-        config, load_meta_model(config.model), ranks.count, gpu_gib, free_gib=available(ranks).device_gib
-    )
+    shape = meta_model or load_meta_model(config.model)
+    return settle_share(config, shape, ranks.count, gpu_gib, free_gib=available(ranks).device_gib)
 
 
 def sampler_line(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,23 +38,25 @@ class Place:
 
     @classmethod
     def here(cls, ranks: Ranks) -> Place:
+        shape_of = functools.cache(load_meta_model)  # runs that share a base have one shape, which takes time to build
         return cls(
             title="this machine",
             room=available(ranks),
             on_gpu=ranks.device.type == "cuda",
-            alone=lambda config: memory_of_run(config, ranks),
-            settle=lambda config: settle_card(config, ranks),
+            alone=lambda config: memory_of_run(config, ranks, shape_of(config.model)),
+            settle=lambda config: settle_card(config, ranks, shape_of(config.model)),
         )
 
     @classmethod
     def on(cls, devices: Devices) -> Place:
         """GPUs elsewhere; nothing is known about the machine they are in."""
+        shape_of = functools.cache(load_meta_model)
         return cls(
             title=f"{devices.count} × {devices.gib:g} GiB",
             room=Available(device_gib=devices.gib, host_gib=math.inf),
             on_gpu=True,
-            alone=lambda config: estimate(config, load_meta_model(config.model), devices.count, gpu_gib=devices.gib),
-            settle=lambda config: settle_share(config, load_meta_model(config.model), devices.count, devices.gib),
+            alone=lambda config: estimate(config, shape_of(config.model), devices.count, gpu_gib=devices.gib),
+            settle=lambda config: settle_share(config, shape_of(config.model), devices.count, devices.gib),
         )
 
     def together(self, configs: Sequence[Config], at_once: int) -> Memory:

@@ -364,12 +364,12 @@ def _syncing(config: Config, published: int, cuda: bool) -> list[Part]:
     return [Part(name="version being published", gib=published * copies / GIB, phases=("sync",), on_host=cuda)]
 
 
-def memory_of_run(config: Config, ranks: Ranks) -> Memory:
-    """The estimate for this run on this rank's device."""
+def memory_of_run(config: Config, ranks: Ranks, meta_model: nn.Module | None = None) -> Memory:
+    """The estimate for this run on this rank's device. `meta_model`: the model's shape, if the caller has it."""
     gpu_gib = None
     if ranks.device.type == "cuda":
         gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
-    return estimate(config, load_meta_model(config.model), ranks.count, gpu_gib=gpu_gib)
+    return estimate(config, meta_model or load_meta_model(config.model), ranks.count, gpu_gib=gpu_gib)
 
 
 def check_fits(memory: Memory, available: Available) -> None:

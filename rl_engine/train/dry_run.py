@@ -34,7 +34,7 @@ def dry_run(config: Config, ranks: Ranks, beginning: Beginning) -> None:
     else:
         console.print_rows({"training": "full fine-tuning, all parameters, float32 masters"})
     console.print_rows(first_lines(config, meta_model))
-    console.print_rows(memory_lines(memory_of_run(config, ranks), available(ranks)))
+    console.print_rows(memory_lines(memory_of_run(config, ranks, meta_model), available(ranks)))
     check_hub(wanted_of_hub(config))
     with Grader.from_config(config.rewards, tasks_of(config.data)) as grader:
         prepared = prepare_run(config, ranks, grader, console, beginning.resume)

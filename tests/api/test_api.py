@@ -123,7 +123,7 @@ class Written:
         finally:
             self.left = True
 
-    def is_at_work(self, wait_s: float) -> bool:
+    def is_at_work(self) -> bool:
         if self.actions:
             self.actions.pop(0)()
         return bool(self.actions)

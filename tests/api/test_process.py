@@ -29,7 +29,7 @@ def ended(source: str) -> CommandError:
     """The error of a command that executes only this source."""
     Path("command.py").write_text(source)
     with running("command", (), show=False) as child:
-        while child.is_at_work(0.05):
+        while child.is_at_work():
             pass
         with pytest.raises(CommandError) as caught:
             child.check()
@@ -61,7 +61,7 @@ def test_what_it_prints_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]
     )
     shown = ""
     with running("command", (), show=True, hide="/nowhere/gone") as child:
-        while child.is_at_work(0.05):
+        while child.is_at_work():
             shown += capsys.readouterr().out
             assert "two" not in shown or child.popen.poll() is not None
     assert shown + capsys.readouterr().out == "one\ntwo"

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import Beginning
-from rl_engine.run.records import read_metrics
 from rl_engine.sft.examples import IGNORED, Example
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
@@ -80,7 +79,3 @@ RUN = (
     "eval.at=[3]",
     "log.every=2",
 )
-
-
-def without_times(run: Path) -> list[dict[str, float]]:
-    return [{key: line[key] for key in line if not key.startswith(("time", "through"))} for line in read_metrics(run)]

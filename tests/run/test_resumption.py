@@ -32,13 +32,10 @@ from rl_engine.run.resumption import (
     planned_length,
     problems_digest,
 )
+from tests.helpers.made_run import config_in
 
 Problems = list[tuple[tuple[int, ...], str]]
 SFT = ("embedded.yaml", "model.name=embedded")
-
-
-def config_in(run: Path, *overrides: str) -> Config:
-    return load_config("quickstart.yaml", [f"output_dir={run}", "log.tensorboard=false", *overrides])
 
 
 def sft_in(run: Path, *overrides: str) -> SftConfig:

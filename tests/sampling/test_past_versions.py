@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +18,11 @@ from rl_engine.learner.learner import Learner
 from rl_engine.sampling.past_versions import PastVersions, _rows_by_version, gap_of_versions
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
 from tests.helpers.batches import LOOSE
+from tests.helpers.fake_sampler import ref
 from tests.helpers.precision import LOGPROB_SQUARED
 
 pytestmark = pytest.mark.engine
 LIMITS = GapLimits(kl=1e-6, logprob=1e-2)
-
-
-def ref(version: int) -> AdapterRef:
-    return AdapterRef(name="policy", version=version, path=Path(), sha256="", rank=1)
 
 
 def graded_by(learner: Learner, samples: list[TrainingSample], version: AdapterRef, noise: float = 0) -> list[Any]:

@@ -26,7 +26,8 @@ from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, run_sft
 from rl_engine.sft.trainer import log_loss
 from rollout.stopping import StopRequest
-from tests.helpers.supervised import RUN, config_of, run_heard, without_times
+from tests.drills.equality import timeless
+from tests.helpers.supervised import RUN, config_of, run_heard
 
 
 class _Interrupt(TrainerCallback):
@@ -61,7 +62,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     ends = [path / "adapters" / "v000006" / "adapter_model.safetensors" for path in (finished, tmp_path / "run")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
-    assert without_times(finished) == without_times(tmp_path / "run")
+    assert timeless(finished) == timeless(tmp_path / "run")
 
 
 def test_a_resumed_run_needs_no_adapter_to_start_from(
@@ -79,7 +80,7 @@ def test_a_resumed_run_needs_no_adapter_to_start_from(
         check_quickly(config)
     check_quickly(config, resume=True)
     assert run_sft(config, beginning=Beginning(resume=True)) == 0
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "run")
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
 
 
 @pytest.mark.parametrize("measurement", [0, 1, 2])
@@ -114,7 +115,7 @@ def test_a_stopped_measurement_is_made_when_the_run_goes_on(
         assert steps[measurement] not in [line["step"] for line in read_metrics(tmp_path / "run")]
     for _ in ("to its end", "and then once more"):
         assert run_sft(config, beginning=Beginning(resume=True)) == 0
-    assert without_times(finished) == without_times(tmp_path / "run")
+    assert timeless(finished) == timeless(tmp_path / "run")
 
 
 def test_a_run_made_longer_is_the_one_planned_so(tmp_path: Path) -> None:

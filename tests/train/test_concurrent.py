@@ -27,6 +27,7 @@ from rl_engine.train.__main__ import app
 from rl_engine.train.concurrent import show_all, train_all
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
+from tests.drills.equality import timeless
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.concurrent_engine import StreamingAnswers
@@ -88,10 +89,7 @@ def config_of(directory: Path, *settings: str) -> Config:
 
 def kept(root: Path) -> dict[str, Any]:
     """The files and metrics that a run leaves behind, without times, throughput and memory."""
-    lines = [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
-        for line in read_metrics(root)
-    ]
+    lines = timeless(root)
     files = {
         str(path.relative_to(root)): path.read_bytes()
         for pattern in ("adapters/v*/*.safetensors", "checkpoints/*/*.safetensors", "rollouts/*")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rl_engine.run.records import read_metrics
-from tests.drills.equality import TIMES
+from tests.drills.equality import timeless
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.held_engine import HeldEngine, prepare
@@ -52,14 +52,13 @@ def run(directory: Path, *arguments: str, at: str = "nowhere", **environment: st
 def kept(directory: Path) -> dict[str, Any]:
     """The files and metrics that a run leaves behind, without times and without metrics about workers."""
     root = directory / "runs" / "quickstart"
-    lines = [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in read_metrics(root)]
     files = {
         str(path.relative_to(root)): path.read_bytes()
         for pattern in ("adapters/v*/*", "checkpoints/step000003/*", "rollouts/*", "evals/*")
         for path in root.glob(pattern)
         if path.suffix != ".json" or path.name == "adapter_config.json"
     }
-    return {"metrics": lines, **files}
+    return {"metrics": timeless(root), **files}
 
 
 def saved(directory: Path) -> list[str]:

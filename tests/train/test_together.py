@@ -12,6 +12,7 @@ import pytest
 
 from rl_engine.config.file import CONFIGS
 from rl_engine.run.records import read_metrics
+from tests.drills.equality import timeless
 from tests.helpers import forked
 
 pytestmark = pytest.mark.engine
@@ -41,12 +42,8 @@ def rows(root: Path, step: int) -> list[dict[str, Any]]:
 
 
 def kept(root: Path) -> dict[str, Any]:
-    lines = [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
-        for line in read_metrics(root)
-    ]
     patterns = ("adapters/v*/adapter*", "checkpoints/*/*.safetensors", "rollouts/*", "config.yaml")
-    return {"metrics": lines} | {
+    return {"metrics": timeless(root)} | {
         str(path.relative_to(root)): path.read_bytes() for pattern in patterns for path in root.glob(pattern)
     }
 

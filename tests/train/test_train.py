@@ -14,7 +14,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,6 +29,7 @@ from rl_engine.run.origin.starts import STARTS
 from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
+from tests.drills.equality import timeless
 from tests.helpers import forked, forked_commands
 from tests.helpers.ports import meeting_place
 from tests.helpers.precision import assert_same_adam_steps
@@ -229,13 +229,6 @@ def digests(run_directory: Path) -> dict[str, str]:
     }
 
 
-def comparable(run_directory: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
-        for line in read_metrics(run_directory)
-    ]
-
-
 @pytest.fixture(scope="session")
 def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """The same run, stopped by SIGTERM after its first step, between two checkpoints."""
@@ -266,7 +259,7 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted
     # Adam's moments and the random state are equal too.
     last = Path("checkpoints") / f"step{STEPS:06d}" / "learner.safetensors"
     assert (interrupted / last).read_bytes() == (run_dir / last).read_bytes()
-    assert comparable(interrupted) == comparable(run_dir)
+    assert timeless(interrupted) == timeless(run_dir)
     assert (interrupted / "adapters" / "best").readlink() == (run_dir / "adapters" / "best").readlink()
     for path in sorted((run_dir / "rollouts").iterdir()):
         assert (interrupted / "rollouts" / path.name).read_bytes() == path.read_bytes()
