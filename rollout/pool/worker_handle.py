@@ -32,6 +32,11 @@ PLACE_S = 15.0
 # Additional threads of a worker that samples several items side by side, for other requests.
 MORE_THREADS = 4
 
+KILLED = (
+    "its process was killed, as a system short of memory does (fewer rollout.workers need less), or crashed, or its "
+    "machine is gone"
+)
+
 Complaint = str | None
 
 
@@ -182,10 +187,10 @@ def answer_of(handle: Any) -> tuple[Any, Complaint]:
             raise NanError(str(error.cause)) from None
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
-        # If an actor died, the first line says how and Ray's advice follows. If it died starting, the cause comes last.
-        by_its_start = isinstance(error, ActorDiedError) and error.actor_init_failed
-        cause = str(error).splitlines()[-1] if by_its_start else first_line(error)
-        return None, f"it died or its answer was lost: {cause}"
+        # If an actor died in its constructor, the cause comes last. Otherwise the first line says only that it died.
+        if not isinstance(error, ActorDiedError):
+            return None, f"it died or its answer was lost: {first_line(error)}"
+        return None, f"it died: {str(error).splitlines()[-1] if error.actor_init_failed else KILLED}"
 
 
 def _where(worker: PoolWorker) -> tuple[str, int, Path]:

@@ -6,25 +6,29 @@ from typing import NoReturn
 
 import pytest
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from rollout.engine import NanError
-from rollout.pool.worker_handle import answer_of
+from rollout.pool.worker_handle import KILLED, answer_of
 
 
 @pytest.mark.parametrize(
     ("said", "told"),
-    [("The node died.\nIt had no memory.", "The node died."), ("", "RayError")],
-    ids=["advice", "nothing"],
+    [
+        (RayError("The node died.\nIt had no memory."), "it died or its answer was lost: The node died."),
+        (RayError(""), "it died or its answer was lost: RayError"),
+        (ActorDiedError(), f"it died: {KILLED}"),
+    ],
+    ids=["advice", "nothing", "killed"],
 )
 def test_a_lost_answer_is_reported_even_where_ray_says_nothing(
-    said: str, told: str, monkeypatch: pytest.MonkeyPatch
+    said: RayError, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(handle: object, timeout: float) -> NoReturn:
-        raise RayError(said)
+        raise said
 
     monkeypatch.setattr(ray, "get", fails)
-    assert answer_of(None) == (None, f"it died or its answer was lost: {told}")
+    assert answer_of(None) == (None, told)
 
 
 def test_a_model_that_computes_nan_is_no_fault_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
