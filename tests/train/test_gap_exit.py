@@ -3,6 +3,7 @@ closed."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def test_what_stops_a_run_is_reported_with_its_step_and_version(
         config=config,
         saved=saved,
         finished=SimpleNamespace(step=2),
-        records=SimpleNamespace(close=lambda: closed.append("records")),
+        records=SimpleNamespace(in_place=contextlib.nullcontext, close=lambda: closed.append("records")),
         sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),
     )
     monkeypatch.setattr(one_run, "assemble", lambda *_, **__: run)
