@@ -310,7 +310,7 @@ def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]]
         run.stream.cursor.restore(state.position, state.drawing)
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
-        if run.step >= run.config.train.steps:
+        if run.step >= run.config.train.steps and run.finished.unrecorded is None:  # otherwise an evaluation is left
             run.console.note(f"every step of this run is done: raise train.steps above {run.step} to continue")
     if run.is_main:
         run.publisher.store.rewind(run.version)

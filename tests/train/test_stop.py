@@ -82,6 +82,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(undisturbed: dict[str, 
         ("learning", "1", "stopped after step 1 as asked, and saved", ["step000001"]),
         ("eval/", "0", "stopped after step 2 as asked, and saved: --resume continues, with its eval", ["step000002"]),
         ("0/3/", "0", "stopped after step 2 as asked, and saved: --resume continues\n", ["step000002"]),
+        ("eval/", "0", "stopped after step 3 as asked, and saved: --resume continues, with its eval", ["step000003"]),
     ]
     for at, but, words, steps in stops:
         code, output = run(tmp_path, "--resume", seldom, at=at, HELD_BUT=but)
@@ -90,6 +91,8 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(undisturbed: dict[str, 
         assert saved(tmp_path)[-1:] == steps[-1:]
     code, output = run(tmp_path, "--resume", seldom)
     assert code == 0, output
+    assert "resumed after step 3" in output
+    assert "every step of this run is done" not in output  # the last evaluation is left
     assert kept(tmp_path) == undisturbed
 
 
