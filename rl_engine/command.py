@@ -64,11 +64,11 @@ def what_is_saved(config: Config | SftConfig) -> str:
 
 def instead_of_resuming(config: Config | SftConfig) -> str:
     """The message where training has diverged. What could prevent it does not change on `--resume`."""
+    begin = "--resume keeps optim.lr and would end here again: start a new run with a lower one"
+    if isinstance(config, SftConfig):  # it publishes nothing between its start and its end
+        return f"{begin}."
     key = "lora.start_from" if config.method == "lora" else "model.name"
-    return (
-        "--resume keeps optim.lr and would end here again: start a new run with a lower one, from the base model or "
-        f"from an earlier version ({key}={config.output_dir}/adapters/vNNNNNN)."
-    )
+    return f"{begin}, from the base model or from an earlier version ({key}={config.output_dir}/adapters/vNNNNNN)."
 
 
 class RunFailedError(RuntimeError):

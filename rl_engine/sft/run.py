@@ -102,8 +102,7 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
         ref = store.open(run.batches.steps)
     else:
         try:
-            with run.records.in_place():
-                train(run)
+            train(run)
         except Stopped:
             saved = f"after step {run.step} as asked, and saved: --resume continues"
             run.console.note(f"stopped {saved if run.step else f'as asked before the first step: {UNTRAINED}'}")
@@ -128,13 +127,14 @@ def train(run: SftRun) -> None:
     run.records.open(run.step or -1)
     run.titles()
     try:
-        if run.step == 0:
-            publish(run, 0)
-            run.record({})
-        elif run.unrecorded is not None:
-            run.record(run.unrecorded)
-        if run.step < run.batches.steps:
-            run.trainer.train()
+        with run.records.in_place():  # before they are closed, after which this start is not the last line on record
+            if run.step == 0:
+                publish(run, 0)
+                run.record({})
+            elif run.unrecorded is not None:
+                run.record(run.unrecorded)
+            if run.step < run.batches.steps:
+                run.trainer.train()
         if run.step < run.batches.steps:
             raise Stopped
     finally:

@@ -306,7 +306,7 @@ def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]]
         state, tensors = found
         restore_learner(run.learner, tensors)
         torch.set_rng_state(tensors[RNG])
-        run.step, run.version = state.step, state.version
+        run.step, run.version, run.saved = state.step, state.version, state.step
         run.stream.cursor.restore(state.position, state.drawing)
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")

@@ -75,7 +75,7 @@ class LiveRun:
     """The version of the learner's current weights, published or about to be."""
     examples: list[ShownAnswer] = field(default_factory=list)
     """One per evaluation so far."""
-    saved: int = field(init=False)
+    saved: int = 0
     """The step of the newest checkpoint."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
@@ -86,7 +86,6 @@ class LiveRun:
 
     def __post_init__(self) -> None:
         self.watch = Watch(settings_of(self.config))
-        self.saved = self.step
         finish(self, {})
 
     @property
@@ -376,5 +375,5 @@ def summary_paths(run: LiveRun) -> dict[str, Path]:
 
 
 def gained_nothing(run: LiveRun) -> bool:
-    """Whether no evaluation of a trained version scored higher than the one before training."""
+    """Whether all evaluations of trained versions scored lower than the one before training. Equal ones are best."""
     return run.publisher.store.pointed("best") == 0 < run.finished.version

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datafiles.cells import has_column, named, paths_of
 from datafiles.dropped import Dropped
-from datafiles.formats import check_file
+from datafiles.formats import check_file, is_file_name
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
 from datafiles.rows import Row, remedy, rows_of
 from datafiles.tasks import Task
@@ -65,7 +65,7 @@ def refused_source(source: str, known: Sequence[str], where: str = "data.") -> V
     hint = f"known are {', '.join(known)}"
     if source in FILES:
         hint = f"{where}source: {source} needs {where}path"
-    elif Path(source).exists():
+    elif Path(source).exists() or is_file_name(Path(source).name) or source.startswith((".", "/", "~")):
         hint = f"for a file or directory give {where}source=file {where}path={source}"
     elif source.count("/") == 1:
         hint = f"for a dataset on the hub give {where}source=hub {where}name={source}; {hint}"

@@ -31,7 +31,14 @@ from evals.command import (
 )
 from rewards.command import Command, print_error, settle_rank
 from rewards.streams import LastingOutput, check_heard, open_closed_streams
-from rl_engine.command import RunFailedError, explained, losses_explained, what_takes_less, with_hint
+from rl_engine.command import (
+    RunFailedError,
+    explained,
+    instead_of_resuming,
+    losses_explained,
+    what_takes_less,
+    with_hint,
+)
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
 from rl_engine.config.resuming import TABLES, ResumeRule, rules_of
@@ -201,6 +208,12 @@ def test_a_run_that_lost_a_rank_is_advised_to_resume(
         "its output says why",
         UNSAVED,
     ]
+
+
+def test_a_diverged_run_names_only_versions_that_there_are(make_config: Callable[..., Config]) -> None:
+    """Supervised training publishes none before its end."""
+    assert "or from an earlier version (lora.start_from=" in instead_of_resuming(make_config())
+    assert "version" not in instead_of_resuming(sft_config())
 
 
 def test_nothing_is_called_saved_that_is_not(

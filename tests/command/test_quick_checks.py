@@ -113,6 +113,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "data.source=gsm9k"), "data.source is 'gsm9k'; known are arithmetic, file, hub, reasoning_gym, gsm8k"),
     ((*TRAIN, "data.source=ORG/NAME"), "for a dataset on the hub give data.source=hub data.name=ORG/NAME; known are"),
     ((*TRAIN, "data.source=./file"), "for a file or directory give data.source=file data.path=./file"),
+    ((*TRAIN, "data.source=data/gone.jsonl"), "give data.source=file data.path=data/gone.jsonl"),
     ((*SFT, "data.source=ORG/NAME"), "for a dataset on the hub give data.source=hub data.name=ORG/NAME; known are"),
     ((*TRAIN, "data.source=reasoning_gym"), "data.source is 'reasoning_gym', which needs data.task"),
     ((*SFT, "data.source=reasoning_gym"), "data.source is 'reasoning_gym', which needs data.task"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -45,6 +46,15 @@ def interrupted(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume:
     # In front, to act before the run's own callback looks for a stop.
     run.trainer.callback_handler.callbacks.insert(0, _Interrupt(step))
     return run
+
+
+def test_a_full_disk_is_not_told_as_a_moved_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "step000001")
+
+    monkeypatch.setattr(SFTTrainer, "train", fill)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_heard(config_of(tmp_path, *RUN))
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
