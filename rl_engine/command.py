@@ -52,6 +52,7 @@ def contradiction(beginning: Beginning) -> str | None:
     return None
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNTRAINED = "nothing was trained"
 
 
@@ -136,7 +137,7 @@ def with_hint(error: OSError, config: Config | SftConfig) -> str:
     """The system's error and a way out, which depends on whether the run has saved anything."""
     if error.errno is None:
         return str(error)
-    space = "Make space. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    space = "Make space. " if error.errno in NO_SPACE else ""
     return f"{error}\n{space}{what_is_saved(config)}"
 
 

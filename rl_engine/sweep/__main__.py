@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
-import errno
 import math
 import sys
 import time
@@ -24,7 +23,7 @@ from rich.markup import escape
 
 from evals.command import exit_explained, exit_with_error, lasting_console, print_table, stoppable
 from rewards.streams import check_heard
-from rl_engine.command import ConfiguredCommand, Overrides, help_end
+from rl_engine.command import NO_SPACE, ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
 from rl_engine.sweep.board import watch
@@ -40,7 +39,6 @@ from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = lasting_console()
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 REPORT_S = 60.0
 """Shortest time between reports. A report takes seconds of CPU time, which runs of half a minute need themselves."""
 
